@@ -1,0 +1,47 @@
+"""slt_jax: a sampling engine for singular learning theory in JAX."""
+
+from slt_jax.data import Batches as Batches
+from slt_jax.data import Probe as Probe
+from slt_jax.data import default_n_beta as default_n_beta
+from slt_jax.data import epoch_order as epoch_order
+from slt_jax.estimators.difference import LLCDifference as LLCDifference
+from slt_jax.estimators.llc import llc as llc
+from slt_jax.estimators.llc import llc_from as llc_from
+from slt_jax.estimators.result import LLCResult as LLCResult
+from slt_jax.estimators.verdict import Verdict as Verdict
+from slt_jax.kernels import AbstractKernel as AbstractKernel
+from slt_jax.kernels import Info as Info
+from slt_jax.kernels import adam as adam
+from slt_jax.kernels import anchored as anchored
+from slt_jax.kernels import hmc as hmc
+from slt_jax.kernels import identity as identity
+from slt_jax.kernels import mala as mala
+from slt_jax.kernels import nuts as nuts
+from slt_jax.kernels import plain as plain
+from slt_jax.kernels import rms as rms
+from slt_jax.kernels import sghmc as sghmc
+from slt_jax.kernels import sgld as sgld
+from slt_jax.kernels import sgnht as sgnht
+from slt_jax.minibatch import Losses as Losses
+from slt_jax.minibatch import Minibatch as Minibatch
+from slt_jax.observables import LossValues as LossValues
+from slt_jax.observables import MeanLoss as MeanLoss
+from slt_jax.observables import Observable as Observable
+from slt_jax.observables import Positions as Positions
+from slt_jax.posterior import LocalPosterior as LocalPosterior
+from slt_jax.restriction import Block as Block
+from slt_jax.restriction import Restriction as Restriction
+from slt_jax.run import ChainsDiverged as ChainsDiverged
+from slt_jax.run import Execution as Execution
+from slt_jax.run import Health as Health
+from slt_jax.run import Progress as Progress
+from slt_jax.run import Run as Run
+from slt_jax.run import SampleOptions as SampleOptions
+from slt_jax.sampling import extend as extend
+from slt_jax.sampling import sample as sample
+from slt_jax.statistics import Covariance as Covariance
+from slt_jax.statistics import Mean as Mean
+from slt_jax.statistics import Trace as Trace
+from slt_jax.statistics import Variance as Variance
+
+__version__ = "0.1.0"

@@ -1,0 +1,232 @@
+"""The device program of the loop: one chunk of steps for all rows."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from slt_jax._tree import Static, all_finite, choose, join, norm
+from slt_jax._types import Counter, Scalar
+from slt_jax.carry import Carry, Rows
+from slt_jax.inputs import Source
+from slt_jax.kernels.base import AbstractKernel, Info
+from slt_jax.minibatch import Minibatch
+from slt_jax.observables import AbstractObservable
+from slt_jax.posterior import LocalPosterior
+
+
+class Records(NamedTuple):
+    """What a chunk reports: per-draw traces ``[draw, row]`` and finished batches of statistics."""
+
+    traces: dict[str, Float[Array, "draw row"]]
+    finished: dict[str, Any]
+    num_draws: Counter
+    num_finished: dict[str, Counter]
+    smallest_step_size: Scalar
+
+
+class Problem(NamedTuple):
+    """What a run samples: traced arrays and static code, split at the program's boundary."""
+
+    posterior: LocalPosterior
+    kernel: AbstractKernel
+    observables: dict[str, AbstractObservable]
+    rows: Rows
+    centers: dict[str, Any]
+
+
+class Schedule(NamedTuple):
+    """Traced counts: steps in this chunk, burn-in steps, steps per draw, first observation."""
+
+    num_steps: Counter
+    num_burnin_steps: Counter
+    num_steps_bw_draws: Counter
+    first_observation: Counter
+
+
+class Shape(NamedTuple):
+    """Static capacities of a chunk, and how rows are computed."""
+
+    num_draws: int
+    batch_of_rows: int | None
+    per_chain_batches: bool
+
+
+@functools.partial(jax.jit, static_argnames=("static", "shape"), donate_argnames="carry")
+def run_chunk(
+    static: Static,
+    arrays: Any,
+    carry: Carry,
+    sources: tuple[Source, Source | None],
+    schedule: Schedule,
+    *,
+    shape: Shape,
+) -> tuple[Carry, Records]:
+    """Advance all rows by ``schedule.num_steps`` steps and record what fell due."""
+    problem: Problem = join(arrays, static)
+    source, fresh = sources
+    records = _empty_records(problem, carry, shape)
+
+    def body(number: Counter, state: tuple[Carry, Records]) -> tuple[Carry, Records]:
+        carry, records = state
+        past_burnin = carry.step >= schedule.num_burnin_steps
+        first = carry.step == schedule.num_burnin_steps
+        info = jax.tree.map(lambda leaf: jnp.where(first, jnp.zeros_like(leaf), leaf), carry.info)
+        with jax.named_scope("step"):
+            carry = _advance(problem, carry._replace(info=info), source.take(number), shape)
+        offset = jnp.where(past_burnin, schedule.num_burnin_steps, 0)
+        steps_taken = carry.step - offset
+        due = steps_taken % schedule.num_steps_bw_draws == 0
+        draw = steps_taken // schedule.num_steps_bw_draws - 1
+
+        def record(state: tuple[Carry, Records]) -> tuple[Carry, Records]:
+            carry, records = state
+            for name, observable in problem.observables.items():
+                observe = past_burnin & (draw % observable.every == 0)
+                position = (draw // observable.every) - schedule.first_observation
+                carry, records = jax.lax.cond(
+                    observe,
+                    functools.partial(_observe, problem, name, fresh, position, shape),
+                    lambda carry, records: (carry, records),
+                    carry,
+                    records,
+                )
+            return _record_draw(carry, records, schedule)
+
+        return jax.lax.cond(due, record, lambda state: state, (carry, records))
+
+    carry, records = jax.lax.fori_loop(0, schedule.num_steps, body, (carry, records))
+    sizes = jax.vmap(problem.kernel.step_sizes)(carry.state)
+    smallest = jnp.min(jnp.stack([jnp.min(leaf) for leaf in sizes]))
+    return carry, records._replace(smallest_step_size=smallest)
+
+
+def _advance(problem: Problem, carry: Carry, batch: Minibatch, shape: Shape) -> Carry:
+    """Take one step in every row, freezing rows that become non-finite."""
+    posterior, kernel, rows = problem.posterior, problem.kernel, problem.rows
+    shared = not shape.per_chain_batches
+    if shared and rows.starts is None:
+        batch = kernel.prepare(posterior, batch)
+    elif shared:
+        batch = batch.with_center(posterior.center(batch))
+
+    def advance(row: Rows, state: Any, alive: Array) -> tuple[Any, Array, Info]:
+        target = posterior.at_starts(row.starts)
+        own = batch if shared else kernel.prepare(target, _of_chain(batch, row.chain))
+        key = jax.random.fold_in(row.key, carry.step)
+        proposed, info = kernel.step(key, target, state, own)
+        finite = alive & all_finite(proposed) & jnp.isfinite(info.gap)
+        info = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), info)
+        return choose(finite, proposed, state), finite, info
+
+    state, alive, info = _over_rows(advance, (rows, carry.state, carry.alive), shape)
+    died = carry.alive & ~alive
+    return carry._replace(
+        step=carry.step + 1,
+        state=state,
+        alive=alive,
+        died_at=jnp.where(died, carry.step, carry.died_at),
+        info=jax.tree.map(jnp.add, carry.info, info),
+    )
+
+
+def _over_rows(fn: Callable[..., Any], arguments: tuple[Any, ...], shape: Shape) -> Any:
+    """Apply a function of one row to all rows, together or one after the other."""
+    if shape.batch_of_rows is None:
+        return jax.vmap(fn)(*arguments)
+    together = shape.batch_of_rows if shape.batch_of_rows > 1 else None
+    return jax.lax.map(lambda packed: fn(*packed), arguments, batch_size=together)
+
+
+def _of_chain(batch: Minibatch, chain: Counter) -> Minibatch:
+    examples = jax.tree.map(lambda leaf: leaf[chain], batch.examples)
+    weights = None if batch.weights is None else batch.weights[chain]
+    return Minibatch(examples, weights, batch.mean_weight)
+
+
+def _empty_records(problem: Problem, carry: Carry, shape: Shape) -> Records:
+    num_rows = carry.alive.shape[0]
+    traces = {
+        name: jnp.zeros((shape.num_draws, num_rows), jnp.float32)
+        for name in (*Info._fields, "distance")
+    }
+    finished = {}
+    for name, observable in problem.observables.items():
+        slots = shape.num_draws // (observable.every * observable.statistic.batch_length) + 1
+        finished[name] = jax.tree.map(
+            lambda leaf, slots=slots: jnp.zeros((slots, *leaf.shape), leaf.dtype),
+            carry.partials[name],
+        )
+    zero = jnp.zeros((), jnp.int32)
+    counts = dict.fromkeys(problem.observables, zero)
+    return Records(traces, finished, zero, counts, jnp.zeros((), jnp.float32))
+
+
+def _record_draw(carry: Carry, records: Records, schedule: Schedule) -> tuple[Carry, Records]:
+    """Write the mean over the steps of this draw of what they reported; start the next draw."""
+    length = schedule.num_steps_bw_draws.astype(jnp.float32)
+    values = {name: leaf / length for name, leaf in zip(Info._fields, carry.info, strict=True)}
+    values["distance"] = jax.vmap(norm)(carry.state.position)
+    traces = {
+        name: trace.at[records.num_draws].set(values[name])
+        for name, trace in records.traces.items()
+    }
+    empty = jax.tree.map(jnp.zeros_like, carry.info)
+    return carry._replace(info=empty), records._replace(
+        traces=traces, num_draws=records.num_draws + 1
+    )
+
+
+def _observe(
+    problem: Problem,
+    name: str,
+    fresh: Source | None,
+    number: Counter,
+    shape: Shape,
+    carry: Carry,
+    records: Records,
+) -> tuple[Carry, Records]:
+    """Measure one observable in every row; close its batch of draws if it is full."""
+    observable = problem.observables[name]
+    batches = _fresh_batches(problem.posterior, observable, fresh, number)
+
+    def measure(row: Rows, position: Any) -> Any:
+        target = problem.posterior.at_starts(row.starts)
+        value = observable.measure(target, position, batches)
+        return observable.relative(value, problem.centers[name])
+
+    with jax.named_scope(name):
+        values = _over_rows(measure, (problem.rows, carry.state.position), shape)
+    # A draw weighs as much as the time it stands for; a dead row's draws weigh nothing.
+    sums = jax.vmap(observable.statistic.update)(carry.partials[name], values, carry.info.weight)
+    count = carry.counts[name] + 1
+    full = count == observable.statistic.batch_length
+    slot = records.num_finished[name]
+    finished = jax.tree.map(
+        lambda slots, leaf: slots.at[slot].set(leaf), records.finished[name], sums
+    )
+    sums = jax.tree.map(lambda leaf: jnp.where(full, jnp.zeros_like(leaf), leaf), sums)
+    return (
+        carry._replace(
+            partials=carry.partials | {name: sums},
+            counts=carry.counts | {name: jnp.where(full, jnp.zeros_like(count), count)},
+        ),
+        records._replace(
+            finished=records.finished | {name: finished},
+            num_finished=records.num_finished | {name: slot + full.astype(slot.dtype)},
+        ),
+    )
+
+
+def _fresh_batches(
+    posterior: LocalPosterior, observable: AbstractObservable, fresh: Source | None, number: Counter
+) -> tuple[Minibatch, ...]:
+    if not observable.num_fresh:
+        return ()
+    assert fresh is not None
+    batches = fresh.take(number)
+    chosen = (_of_chain(batches, jnp.int32(index)) for index in range(observable.num_fresh))
+    return tuple(batch.with_center(posterior.center(batch)) for batch in chosen)

@@ -1,0 +1,91 @@
+"""The command line: one table of subcommands, each of which imports what it needs when it runs."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import slt_jax
+
+
+class Command(NamedTuple):
+    """A subcommand: its name, its help line, its arguments, and what it runs."""
+
+    name: str
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def _add_quickstart_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        default="slt-jax-quickstart",
+        help="folder for the results and the picture (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+
+
+def _run_quickstart(arguments: argparse.Namespace) -> int:
+    from slt_jax import quickstart
+
+    missing = quickstart.missing_packages()
+    if missing:
+        print(
+            f"slt-jax quickstart needs {' and '.join(missing)}: pip install 'slt-jax[quickstart]'",
+            file=sys.stderr,
+        )
+        return 2
+    return quickstart.run(arguments.output, seed=arguments.seed)
+
+
+COMMANDS = (
+    Command(
+        "quickstart",
+        "measure the learning coefficient of three small networks (about a minute)",
+        _add_quickstart_arguments,
+        _run_quickstart,
+    ),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of ``slt-jax`` from the table of subcommands.
+
+    Returns:
+        The parser; the parsed arguments carry the chosen ``Command`` as ``command``.
+
+    >>> build_parser().parse_args(["quickstart", "--seed", "3"]).seed
+    3
+    """
+    parser = argparse.ArgumentParser(
+        prog="slt-jax", description="Singular learning theory in JAX: how complex is a solution?"
+    )
+    parser.add_argument("--version", action="version", version=f"slt-jax {slt_jax.__version__}")
+    subparsers = parser.add_subparsers(metavar="command", required=True)
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(
+            command.name, help=command.summary, description=command.summary
+        )
+        command.add_arguments(subparser)
+        subparser.set_defaults(command=command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand of ``slt-jax``.
+
+    Args:
+        argv: the words after the program's name. None for those of this process.
+
+    Returns:
+        The exit status: 0 for success, 1 for a result that is not what it should be, 2 for a
+        missing package.
+
+    Raises:
+        SystemExit: after ``--help`` and ``--version`` (status 0), or for words that do not parse
+            (status 2), as argparse does.
+    """
+    arguments = build_parser().parse_args(argv)
+    return arguments.command.run(arguments)

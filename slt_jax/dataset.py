@@ -1,0 +1,151 @@
+"""Random access to examples: arrays, pytrees of arrays, memory maps, and sequences of rows."""
+
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from slt_jax._tree import path_table
+from slt_jax._types import Examples
+
+
+class Dataset(Protocol):
+    """Examples by number: what ``Batches`` draws from."""
+
+    num_examples: int
+
+    def rows(self, indices: np.ndarray) -> Examples:
+        """Give the examples with these numbers as a pytree of NumPy arrays."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of all examples in bytes, as placed on a device."""
+        ...
+
+
+class ArrayDataset:
+    """A pytree of arrays (or memory maps) that share their leading axis."""
+
+    def __init__(self, arrays: Examples):
+        table = path_table(arrays)
+        lengths = {path: np.shape(leaf)[:1] for path, leaf in table.items()}
+        if len(set(lengths.values())) != 1 or () in lengths.values():
+            shapes = ", ".join(
+                f"{path or 'data'}: {np.shape(leaf)}" for path, leaf in table.items()
+            )
+            raise ValueError(
+                f"ragged data: all arrays must share their leading axis (one entry per example), "
+                f"got {shapes}"
+            )
+        self.arrays = arrays
+        self.num_examples = next(iter(lengths.values()))[0]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(
+            int(np.prod(np.shape(leaf))) * canonical_dtype(leaf.dtype).itemsize
+            for leaf in jax.tree.leaves(self.arrays)
+        )
+
+    def rows(self, indices: np.ndarray) -> Examples:
+        return jax.tree.map(lambda leaf: canonical(np.asarray(leaf[indices])), self.arrays)
+
+
+class RowDataset:
+    """Anything with ``__len__`` and ``__getitem__``, one pytree of arrays per example.
+
+    A Hugging Face data set, a grain source, a torch-style map data set or a plain list of rows.
+    """
+
+    def __init__(self, sequence: Any):
+        self.sequence = sequence
+        self.num_examples = len(sequence)
+
+    @property
+    def num_bytes(self) -> int:
+        row = self.rows(np.zeros(1, np.int32))
+        return self.num_examples * sum(leaf.nbytes for leaf in jax.tree.leaves(row))
+
+    def rows(self, indices: np.ndarray) -> Examples:
+        numbers = [int(index) for index in indices]
+        if hasattr(self.sequence, "__getitems__"):
+            examples = self.sequence.__getitems__(numbers)
+        else:
+            examples = [self.sequence[number] for number in numbers]
+        arrays = [_as_arrays(example) for example in examples]
+        shapes = [jax.tree.map(np.shape, example) for example in arrays]
+        for number, shape in zip(numbers, shapes, strict=True):
+            if shape != shapes[0]:
+                raise ValueError(
+                    f"ragged data: example {numbers[0]} has shapes {shapes[0]} and example "
+                    f"{number} has {shape}; pad them to one length and give weights that are 0 "
+                    "on the padding"
+                )
+        return jax.tree.map(lambda *leaves: canonical(np.stack(leaves)), *arrays)
+
+
+def _as_arrays(example: Any) -> Examples:
+    """Read one row: lists of numbers (token ids) are arrays, not pytrees."""
+    return jax.tree.map(np.asarray, example, is_leaf=lambda node: isinstance(node, list))
+
+
+def open_dataset(source: Any) -> Dataset:
+    """Recognise a source of examples.
+
+    Args:
+        source: an array ``[n, ...]``, a pytree (dict, tuple, …) of such arrays, a memory map, or
+            an object with ``__len__`` and ``__getitem__``.
+
+    Raises:
+        TypeError: neither of these; a one-shot iterator among them.
+        ValueError: no example, or arrays of unequal length.
+    """
+    if isinstance(source, list) and source and all(hasattr(item, "shape") for item in source):
+        raise TypeError(
+            "a list of arrays could be columns or rows: pass tuple(...) if its items are the "
+            "columns (inputs, targets), or np.stack(...) if its items are examples"
+        )
+    leaves = jax.tree.leaves(source)
+    is_columns = not isinstance(source, list) and leaves and all(map(_is_array, leaves))
+    if is_columns:
+        dataset: Dataset = ArrayDataset(source)
+    elif hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+        dataset = RowDataset(source)
+    else:
+        raise TypeError(
+            f"data must be arrays with one entry per example, a pytree of them, or an object with "
+            f"__len__ and __getitem__; got {type(source).__name__}. An iterator can be read only "
+            "once: turn it into a list first"
+        )
+    if dataset.num_examples == 0:
+        raise ValueError("the data set is empty: got 0 examples")
+    return dataset
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (np.ndarray, jax.Array))
+
+
+def canonical_dtype(dtype: Any) -> np.dtype:
+    """Give the dtype in which JAX holds data of this dtype (int32 for int64 without x64)."""
+    return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+
+
+def canonical(array: np.ndarray) -> np.ndarray:
+    """Cast an array to JAX's dtype for it; integers that would not fit are an error.
+
+    >>> canonical(np.asarray([1, 2], np.int64)).dtype
+    dtype('int32')
+    """
+    dtype = canonical_dtype(array.dtype)
+    if array.dtype == dtype:
+        return array
+    if np.issubdtype(dtype, np.integer) and array.size:
+        limits = np.iinfo(dtype)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise ValueError(
+                f"{array.dtype} data with values up to {array.max()} do not fit {dtype}; "
+                "enable jax_enable_x64 or renumber them"
+            )
+    return array.astype(dtype)

@@ -1,0 +1,36 @@
+"""Gauss quadrature for quadratic forms of the Hessian from Lanczos coefficients."""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float
+
+
+def quadratic_form(
+    diagonal: Float[np.ndarray, " step"],
+    off_diagonal: Float[np.ndarray, " step"],
+    norm_squared: float,
+    function: Callable[[np.ndarray], np.ndarray],
+) -> float:
+    """Give gᵀ f(H) g from the Lanczos tridiagonal matrix of H started at g.
+
+    Equation: |g|² Σ_k (first component of eigenvector k)² f(θ_k) (Golub & Meurant, "Matrices,
+    Moments and Quadrature", 2010, chapter 6). Steps after an invariant subspace was found carry no
+    information and are cut off.
+
+    Args:
+        diagonal, off_diagonal: Lanczos coefficients.
+        norm_squared: |g|².
+        function: f, applied to the Ritz values, in nats/weight².
+
+    >>> quadratic_form(np.array([2.0]), np.array([0.0]), 3.0, lambda h: 1 / h)
+    1.5
+    """
+    scale = np.abs(diagonal[0]) + np.abs(off_diagonal[0]) + 1e-300
+    ended = np.flatnonzero(off_diagonal <= 1e-5 * scale)
+    size = int(ended[0]) + 1 if ended.size else len(diagonal)
+    matrix = np.diag(diagonal[:size].astype(np.float64))
+    inner = off_diagonal[: size - 1].astype(np.float64)
+    matrix += np.diag(inner, 1) + np.diag(inner, -1)
+    ritz, vectors = np.linalg.eigh(matrix)
+    return float(norm_squared * np.sum(vectors[0] ** 2 * function(ritz)))

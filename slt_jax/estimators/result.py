@@ -1,0 +1,247 @@
+"""The result of a local learning coefficient estimate, and how it prints and exports."""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from slt_jax.estimators.verdict import Verdict, findings
+
+if TYPE_CHECKING:
+    from slt_jax.estimators.difference import LLCDifference
+
+
+class BiasBudget(NamedTuple):
+    """Predicted relative biases of the estimate (definition D8), NaN where they were not measured.
+
+    ``step_size`` from the discretisation, ``minibatch`` (an upper bound) from gradient noise, and
+    ``anchor`` (an upper bound) from anchoring at a gradient of only a part of the data. All raise
+    the estimate.
+    """
+
+    step_size: float
+    minibatch: float
+    anchor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LLCResult:
+    """A local learning coefficient, its error, and everything that speaks for or against it.
+
+    Equation: λ̂ = nβ(E[L_n(w)] − L_n(w*)) (Lau et al., arXiv 2308.12108). ``mean``,
+    ``standard_error``, ``per_chain`` and all quantities called an estimate are dimensionless;
+    losses and gaps are in nats. The standard error is that of the average over chain noise and
+    batch order, given data set, kernel and step size; data-set sampling error is not in it.
+
+    Attributes:
+        mean: λ̂.
+        standard_error: of ``mean``, with ``degrees_of_freedom``.
+        per_chain: λ̂ of every live chain, ``[chain]``.
+        r_hat, ess, ess_bulk: rank-normalised split R-hat; pooled variance / SE²; bulk ESS.
+        autocorrelation_time: of the gap, in draws.
+        drift, drift_error: change of λ̂ over the draws by linear regression.
+        relaxations: length of the run in units of 2/(εγ).
+        remaining_rise: the rise that a linear drift still allows, at 2 standard errors.
+        init_loss: L_n(w*) over ``num_survey_examples`` examples.
+        gap: paired gap, ``[chain, draw]``.
+        acceptance: mean acceptance of a Metropolis kernel, 1 for others.
+        mala_acceptance: of the run's Langevin step by Metropolis's rule on a minibatch loss.
+        distance, gradient_norm, noise_norm, localization_norm: means over draws, weight units.
+        effective_curvature: h* = γ/nβ, below which a direction is invisible, nats/weight².
+        first_order: (nβ)² gᵀ(nβH + 2γ)(nβH + γ)⁻² g/2 for the gradient g at w*: how much λ̂ is too low.
+        bias: predicted relative biases.
+        control, control_error: λ̂₀, the reading of the same kernel with nβ = 0.
+        signal, signal_error: s = 1 − λ̂/λ̂₀, 0 if only the localization was seen.
+        gradient_noise: ratio of anchored to plain gradient variance at the chains' last position.
+        second_estimator, second_estimator_error: (nβ)² Var_w(L_n), free of L_n(w*).
+        singular_fluctuation: (nβ/2) mean_i Var_w(ℓ_i); NaN without an evaluation set.
+        wbic: n E_w[L_n] in nats, at nβ = n/log n only; NaN otherwise.
+        num_dropped: chains left out because they became non-finite.
+        findings: all findings, gravest first.
+    """
+
+    mean: float
+    standard_error: float
+    degrees_of_freedom: float
+    per_chain: Float[np.ndarray, " chain"]
+    gap: Float[np.ndarray, "chain draw"]
+    draw_weights: Float[np.ndarray, " draw"]
+    init_loss: float
+    num_survey_examples: int
+    r_hat: float
+    ess: float
+    ess_bulk: float
+    autocorrelation_time: float
+    drift: float
+    drift_error: float
+    relaxations: float
+    remaining_rise: float
+    acceptance: float
+    mala_acceptance: float
+    distance: float
+    gradient_norm: float
+    noise_norm: float
+    localization_norm: float
+    n_beta: float
+    localization: float
+    effective_curvature: float
+    first_order: float
+    bias: BiasBudget
+    control: float
+    control_error: float
+    signal: float
+    signal_error: float
+    gradient_noise: float
+    second_estimator: float
+    second_estimator_error: float
+    singular_fluctuation: float
+    wbic: float
+    num_params: int
+    num_dropped: int
+    adjusted: bool
+    comparable_starts: bool
+    metadata: dict[str, Any]
+
+    @property
+    def num_chains(self) -> int:
+        """Chains that entered the estimate."""
+        return self.gap.shape[0]
+
+    @property
+    def num_draws(self) -> int:
+        """Draws per chain."""
+        return self.gap.shape[1]
+
+    @property
+    def findings(self) -> tuple[Verdict, ...]:
+        """Everything that speaks against the estimate, the gravest first."""
+        return findings(self)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gravest finding, or ok."""
+        return self.findings[0]
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Give a confidence interval by Student's t with the result's degrees of freedom."""
+        from scipy.stats import t
+
+        width = float(t.ppf(0.5 + level / 2, self.degrees_of_freedom)) * self.standard_error
+        return self.mean - width, self.mean + width
+
+    def __sub__(self, other: "LLCResult") -> "LLCDifference":
+        from slt_jax.estimators.difference import difference
+
+        return difference(self, other)
+
+    def __str__(self) -> str:
+        sign = "" if self.comparable_starts else "≥ "
+        lost = f", {self.num_dropped} dropped" if self.num_dropped else ""
+        head = (
+            f"LLC {_with_error(self.mean, self.standard_error)} ({self.num_chains} chains{lost}, "
+            f"R-hat {sign}{self.r_hat:.2f}, ESS {self.ess:.0f}; loss at w* {self.init_loss:.4f}; "
+            f"verdict: {self.verdict})"
+        )
+        return "\n".join([head, *self._details()])
+
+    def _details(self) -> list[str]:
+        lines = [
+            f"  nβ {self.n_beta:.4g}, γ {self.localization:.4g}: directions of curvature below "
+            f"h* = {self.effective_curvature:.3g} are not seen"
+        ]
+        if math.isfinite(self.control):
+            lines.append(
+                f"  without data {_with_error(self.control, self.control_error)}; signal "
+                f"{self.signal:.2f} ± {self.signal_error:.2f}"
+            )
+        if math.isfinite(self.bias.step_size):
+            lines.append(
+                f"  predicted bias: step size +{100 * self.bias.step_size:.1f} %, minibatch at most "
+                f"+{100 * self.bias.minibatch:.1f} %"
+            )
+        lines += [f"  also {finding}" for finding in self.findings[1:]]
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain numbers, strings and lists, for JSON or an experiment tracker."""
+        skipped = {"gap", "draw_weights", "per_chain", "bias", "metadata"}
+        values = {
+            field.name: _plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name not in skipped
+        }
+        return values | {
+            "per_chain": [float(value) for value in self.per_chain],
+            "step_size_bias": _plain(self.bias.step_size),
+            "minibatch_bias": _plain(self.bias.minibatch),
+            "anchor_bias": _plain(self.bias.anchor),
+            "num_chains": self.num_chains,
+            "num_draws": self.num_draws,
+            "verdict": str(self.verdict),
+            "verdict_ok": self.verdict.ok,
+            "metadata": dict(self.metadata),
+        }
+
+    def to_xarray(self) -> Any:
+        """Give an ``xarray.Dataset`` with units on every variable and provenance in the attributes.
+
+        Variables: llc, standard_error, llc_per_chain(chain), loss_trace(chain, draw), init_loss, r_hat,
+        ess, and every other number of the result.
+        """
+        import xarray
+
+        numbers = {k: v for k, v in self.to_dict().items() if isinstance(v, (float, int))}
+        numbers["llc"] = numbers.pop("mean")
+        variables: dict[str, Any] = {
+            name: ((), np.nan if value is None else value, {"units": _UNITS.get(name, "1")})
+            for name, value in numbers.items()
+        }
+        nats = {"units": "nats"}
+        variables["llc_per_chain"] = ("chain", self.per_chain, {"units": "1"})
+        variables["loss_trace"] = (("chain", "draw"), self.init_loss + self.gap, nats)
+        variables["loss_gap"] = (("chain", "draw"), self.gap, nats)
+        attributes = {
+            name: value if isinstance(value, (str, int, float)) else str(value)
+            for name, value in self.metadata.items()
+        }
+        return xarray.Dataset(
+            variables,
+            {"chain": np.arange(self.num_chains), "draw": np.arange(self.num_draws)},
+            attributes | {"verdict": str(self.verdict)},
+        )
+
+
+_UNITS = {
+    "init_loss": "nats",
+    "wbic": "nats",
+    "distance": "weight",
+    "gradient_norm": "weight",
+    "noise_norm": "weight",
+    "localization_norm": "weight",
+    "localization": "1/weight^2",
+    "effective_curvature": "nats/weight^2",
+    "autocorrelation_time": "draws",
+}
+
+
+def _plain(value: Any) -> Any:
+    """Give a JSON value: None for NaN, which JSON cannot hold."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    return float(value) if math.isfinite(value) else None
+
+
+def _with_error(value: float, error: float) -> str:
+    """Write a value with its error, at the digits that the error leaves.
+
+    >>> _with_error(41.2871, 1.234)
+    '41.3 ± 1.2'
+    """
+    if not (math.isfinite(error) and error > 0):
+        return f"{value:.4g} ± {error:.2g}"
+    digits = max(1 - math.floor(math.log10(error)), 0)
+    return f"{value:.{digits}f} ± {error:.{digits}f}"

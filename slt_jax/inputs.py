@@ -1,0 +1,152 @@
+"""How minibatches reach the device: gathered there by index, stacked by the host, or whole."""
+
+import functools
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from slt_jax._tree import on_device
+from slt_jax._types import ChainKey, Counter, Scalar
+from slt_jax.data import Batches, BatchOrder, batch_key, uniform_subset
+from slt_jax.minibatch import Minibatch
+
+
+class Source(eqx.Module):
+    """The minibatches of one chunk, as arguments of the compiled program.
+
+    With ``indices``, ``examples`` is the whole data set and batches are gathered from it; without,
+    ``examples`` holds the batches themselves, stacked along a leading axis of steps; a ``whole``
+    source is one batch for all steps. ``fresh`` is the like for observations.
+    """
+
+    examples: Any
+    weights: Array | None
+    indices: Array | None
+    mean_weight: Scalar | None
+    whole: bool = eqx.field(static=True)
+
+    def take(self, number: Counter) -> Minibatch:
+        """Give the minibatch (or one per chain, on a leading axis) of the chunk's step ``number``."""
+        if self.whole:
+            return Minibatch(self.examples, self.weights, self.mean_weight)
+        chosen = number if self.indices is None else self.indices[number]
+        examples = jax.tree.map(lambda leaf: leaf[chosen], self.examples)
+        weights = None if self.weights is None else self.weights[chosen]
+        return Minibatch(examples, weights, self.mean_weight)
+
+
+class Window(NamedTuple):
+    """How many steps and observations one chunk can hold: static, so it keys the program."""
+
+    steps: int
+    observations: int
+    num_fresh: int
+
+
+@functools.partial(
+    jax.jit, static_argnames=("order", "num_examples", "size", "window", "num_streams")
+)
+def _indices(
+    key: ChainKey,
+    first_step: Counter,
+    first_observation: Counter,
+    *,
+    order: BatchOrder | None,
+    num_examples: int,
+    size: int,
+    window: Window,
+    num_streams: int | None,
+) -> tuple[Array, Array]:
+    """Give the example numbers of the batches of a chunk and of its observations.
+
+    Returns:
+        int32 ``[step, (chain,) batch]`` and ``[observation, fresh, batch]``.
+    """
+
+    def subset(stream: ChainKey, step: Counter) -> Array:
+        return uniform_subset(jax.random.fold_in(stream, step), num_examples, size)
+
+    def of_step(stream: ChainKey, step: Counter) -> Array:
+        return subset(stream, step) if order is None else order(stream, step)
+
+    def counted(first: Counter, count: int) -> Array:
+        return first + jnp.arange(count, dtype=jnp.int32)
+
+    steps = counted(first_step, window.steps)
+    if num_streams is None:
+        stream = batch_key(key, "batches")
+        of_steps = jax.vmap(lambda step: of_step(stream, step))(steps)
+    else:
+        streams = jax.vmap(lambda chain: batch_key(key, "batches", chain))(
+            jnp.arange(num_streams, dtype=jnp.int32)
+        )
+        of_steps = jax.vmap(lambda step: jax.vmap(lambda s: of_step(s, step))(streams))(steps)
+    fresh = jax.vmap(lambda number: batch_key(key, "fresh batches", number))(
+        jnp.arange(window.num_fresh, dtype=jnp.int32)
+    )
+    observations = counted(first_observation, window.observations)
+    return of_steps, jax.vmap(lambda step: jax.vmap(lambda s: subset(s, step))(fresh))(observations)
+
+
+class Feed:
+    """Makes the sources of successive chunks from a user's batches.
+
+    Args:
+        batches: where examples come from.
+        key: the run's key.
+        mean_weight: total weight per example, or None if every weight is one.
+        num_chains: streams, if batches are drawn per chain.
+        on_device_bytes: the largest data set that is placed on the device.
+        whole: give the whole data set as every batch.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        key: ChainKey,
+        mean_weight: Scalar | None,
+        num_chains: int,
+        on_device_bytes: int,
+        whole: bool,
+    ):
+        self.batches = batches
+        self.key = key
+        self.mean_weight = mean_weight
+        self.num_streams = num_chains if batches.per_chain and not whole else None
+        self.whole = whole
+        self.resident = None
+        if whole or batches.num_bytes <= on_device_bytes:
+            self.resident = on_device(batches.rows(np.arange(batches.num_examples)))
+
+    def chunk(
+        self, first_step: int, first_observation: int, window: Window
+    ) -> tuple[Source, Source | None]:
+        """Give the batches of the steps and of the observations from the given numbers on."""
+        if self.whole and not window.num_fresh:
+            return self._whole(), None
+        steps, fresh = _indices(
+            self.key,
+            jax.device_put(np.int32(first_step)),
+            jax.device_put(np.int32(first_observation)),
+            order=self.batches.order,
+            num_examples=self.batches.num_examples,
+            size=self.batches.batch_size,
+            window=window,
+            num_streams=self.num_streams,
+        )
+        of_steps = self._whole() if self.whole else self._source(steps)
+        return of_steps, self._source(fresh) if window.num_fresh else None
+
+    def _whole(self) -> Source:
+        assert self.resident is not None
+        return Source(*self.resident, None, self.mean_weight, whole=True)
+
+    def _source(self, indices: Array) -> Source:
+        if self.resident is not None:
+            return Source(*self.resident, indices, self.mean_weight, whole=False)
+        stacked = on_device(self.batches.rows(jax.device_get(indices)))
+        return Source(*stacked, None, self.mean_weight, whole=False)

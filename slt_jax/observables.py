@@ -1,0 +1,179 @@
+"""What is measured at a draw: functions of the weights on a fixed probe or on fresh batches."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from slt_jax._types import Displacement
+from slt_jax.data import Probe
+from slt_jax.minibatch import Minibatch, leading_axis, values_and_weights
+from slt_jax.posterior import LocalPosterior
+from slt_jax.statistics import AbstractStatistic, Mean, Trace
+
+
+class AbstractObservable(eqx.Module):
+    """A quantity measured at every ``every``-th draw and handed to a statistic.
+
+    A statistic takes ``relative(measure(w), measure(w*))``: the difference from w*, unless an
+    observable says otherwise.
+    """
+
+    statistic: eqx.AbstractVar[AbstractStatistic]
+    every: eqx.AbstractVar[int]
+
+    num_fresh: eqx.AbstractClassVar[int]
+    """Independent minibatches, drawn afresh for every observation, that ``measure`` needs."""
+
+    @abc.abstractmethod
+    def measure(
+        self, target: LocalPosterior, displacement: Displacement, fresh: tuple[Minibatch, ...]
+    ) -> PyTree:
+        """Give the value at w* + δ."""
+
+    def relative(self, value: PyTree, center: PyTree) -> PyTree:
+        """Give what the statistic takes, from the value at a draw and the value at w*."""
+        return jax.tree.map(lambda a, b: a - b, value, center)
+
+
+class Observable(AbstractObservable):
+    """A function of the weights and of a fixed probe, accumulated over draws.
+
+    Args:
+        fn: ``fn(params, examples)`` gives a float32 array (or a pytree of them), one entry per
+            example on the leading axis if the probe has a ``batch_size``.
+        probe: the examples, an ``slt.Probe``.
+        statistic: ``slt.Mean()``, ``slt.Variance()``, ``slt.Covariance()`` or ``slt.Trace()``.
+        every: measure at every so many draws.
+
+    >>> import numpy as np
+    >>> probe = Probe(np.ones((3, 2), np.float32))
+    >>> Observable(lambda params, x: x @ params["w"], probe).every
+    1
+    """
+
+    fn: Callable[[Any, Any], Any]
+    probe: Probe
+    statistic: AbstractStatistic = Mean()
+    every: int = eqx.field(static=True, default=1)
+
+    num_fresh = 0
+
+    def __check_init__(self):
+        check_every(self.every)
+
+    def measure(self, target, displacement, fresh):
+        params = target.params_at(displacement)
+        return over_probe(lambda examples: self.fn(params, examples), self.probe)
+
+
+class LossValues(AbstractObservable):
+    """The model's own losses on a probe, unreduced ``[n, *pos]`` in nats, masked to 0.
+
+    Args:
+        probe: the examples, with weights where some positions are masked.
+        statistic: what to accumulate.
+        every: measure at every so many draws.
+    """
+
+    probe: Probe
+    statistic: AbstractStatistic = Mean()
+    every: int = eqx.field(static=True, default=1)
+
+    num_fresh = 0
+
+    def __check_init__(self):
+        check_every(self.every)
+
+    def measure(self, target, displacement, fresh):
+        params = target.params_at(displacement)
+
+        def losses(examples: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
+            inputs, weights = examples
+            batch = Minibatch(inputs, weights)
+            values, total = values_and_weights(target.loss_fn(params, inputs), batch)
+            return values, jnp.ones_like(values) if total is None else total
+
+        return over_probe(losses, self.probe, with_weights=True)
+
+    def relative(self, value, center):
+        losses, weights = value
+        return (losses - center[0]) * (weights > 0)
+
+
+class MeanLoss(LossValues):
+    """The gap of the model's weighted mean loss on a probe, in nats, kept draw by draw."""
+
+    statistic: AbstractStatistic = Trace()
+
+    def relative(self, value, center):
+        losses, weights = value
+        return jnp.sum(weights * (losses - center[0])) / jnp.sum(weights)
+
+
+class GapPair(AbstractObservable):
+    """Two paired gaps ℓ_b(w) − ℓ_b(w*) of one draw, on batches independent of it and each other.
+
+    Their covariance over draws is Var_w(L_n) without the variance of the batches (D15).
+    """
+
+    statistic: AbstractStatistic = Trace()
+    every: int = eqx.field(static=True, default=1)
+
+    num_fresh = 2
+
+    def __check_init__(self):
+        check_every(self.every)
+
+    def measure(self, target, displacement, fresh):
+        return jnp.stack([target.gap(displacement, batch) for batch in fresh])
+
+
+class Positions(AbstractObservable):
+    """The draws themselves: the displacement δ = w − w* of every block, kept on the host.
+
+    Args:
+        every: keep every so many draws.
+
+    >>> Positions(every=10).every
+    10
+    """
+
+    every: int = eqx.field(static=True, default=1)
+    statistic: AbstractStatistic = Trace()
+
+    num_fresh = 0
+
+    def __check_init__(self):
+        check_every(self.every)
+
+    def measure(self, target, displacement, fresh):
+        return displacement
+
+
+def check_every(every: int) -> None:
+    """Raise ValueError unless an observation interval is at least 1."""
+    if every < 1:
+        raise ValueError(f"every must be at least 1 draw, got {every}")
+
+
+def over_probe(fn: Callable[[Any], PyTree], probe: Probe, with_weights: bool = False) -> PyTree:
+    """Apply ``fn`` to a probe, ``batch_size`` examples at a time, and join the results."""
+    size = leading_axis(probe.examples)
+    weights = jnp.ones((size,), jnp.float32) if probe.weights is None else probe.weights
+    inputs = (probe.examples, weights) if with_weights else probe.examples
+    if probe.batch_size is None or probe.batch_size >= size:
+        return fn(inputs)
+    num_batches = -(-size // probe.batch_size)
+    padding = num_batches * probe.batch_size - size
+
+    def cut(leaf: jax.Array) -> jax.Array:
+        padded = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], padding, axis=0)])
+        return padded.reshape(num_batches, probe.batch_size, *leaf.shape[1:])
+
+    stacked = jax.lax.map(fn, jax.tree.map(cut, inputs))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], stacked)

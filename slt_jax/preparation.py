@@ -1,0 +1,212 @@
+"""From a user's arguments to a run of no steps: checks, survey of w*, first program."""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from slt_jax._tree import on_device, split, stream_of
+from slt_jax._types import ChainKey
+from slt_jax.data import Batches
+from slt_jax.fingerprint import fingerprint
+from slt_jax.kernels.base import AbstractKernel, Info
+from slt_jax.minibatch import Minibatch
+from slt_jax.observables import AbstractObservable
+from slt_jax.posterior import LocalPosterior
+from slt_jax.restriction import Restriction
+from slt_jax.run import Execution, Health, Run, SampleOptions, Settings
+from slt_jax.start import Start, check_feeling, start
+from slt_jax.survey import take_survey
+from slt_jax.validation import check_loss, check_settings
+
+
+def prepare(
+    posterior: LocalPosterior,
+    kernel: AbstractKernel,
+    batches: Batches,
+    key: ChainKey,
+    options: SampleOptions,
+) -> Run:
+    """Check everything, survey w*, and give the run of no steps."""
+    settings = _settings(options)
+    check_settings(settings)
+    check_loss(posterior, batches)
+    components = dict(options.get("components") or {"weights": posterior.restriction})
+    observables = _observables(options)
+    starts = None
+    if options.get("components"):
+        posterior, starts = _stack_components(posterior, components)
+    if settings.dispersed and float(posterior.localization) == 0:
+        raise ValueError("dispersed=True starts from N(w*, I/γ): it needs a localization above 0")
+    survey = take_survey(posterior, batches, starts, settings.survey_examples)
+    if kernel.needs_anchor:
+        if starts is not None:
+            raise ValueError("anchored gradients work for one component at a time")
+        posterior = posterior.with_anchor(tuple(leaf[0] for leaf in survey.gradient))
+    adaptation = settings.num_burnin_steps or 2**31 - 1
+    kernel = on_device(kernel.freeze_after(jax.device_put(np.int32(adaptation))))
+    begun = _begin(posterior, kernel, batches, key, settings, components, observables, starts)
+    shape = (len(components), settings.num_chains)
+    return Run(
+        posterior=posterior,
+        kernel=kernel,
+        batches=batches,
+        key=key,
+        settings=settings,
+        execution=options.get("execution", Execution()),
+        components=components,
+        observables=observables,
+        survey=survey,
+        rows=begun.rows,
+        carry=begun.carry,
+        step=0,
+        traces={name: np.zeros((*shape, 0), np.float32) for name in (*Info._fields, "distance")},
+        burnin_gap=np.zeros((*shape, 0), np.float32),
+        totals={},
+        centers=begun.centers,
+        health=Health(np.ones(shape, bool), np.full(shape, -1)),
+        smallest_step_size=float("nan"),
+        metadata=_metadata(posterior, kernel, batches, key, settings, components, begun),
+    )
+
+
+def _settings(options: SampleOptions) -> Settings:
+    unknown = set(options) - set(SampleOptions.__annotations__)
+    if unknown:
+        raise TypeError(
+            f"unknown options {sorted(unknown)}; there are {sorted(SampleOptions.__annotations__)}"
+        )
+    return Settings(
+        num_chains=options.get("num_chains", 4),
+        num_draws=options.get("num_draws", 1000),
+        num_burnin_steps=options.get("num_burnin_steps", 500),
+        num_steps_bw_draws=options.get("num_steps_bw_draws", 1),
+        dispersed=options.get("dispersed", False),
+        paired=options.get("paired", False),
+        survey_examples=options.get("survey_examples"),
+    )
+
+
+def _observables(options: SampleOptions) -> dict[str, AbstractObservable]:
+    observables = on_device(dict(options.get("observables") or {}))
+    for name, observable in observables.items():
+        if not isinstance(observable, AbstractObservable):
+            raise TypeError(f"observable {name!r} must be an slt.Observable, got {observable!r}")
+    collect = options.get("collect")
+    if collect is not None:
+        observables["positions"] = collect
+    if len({o.every for o in observables.values() if o.num_fresh}) > 1:
+        raise ValueError("observables on fresh batches must share one interval `every`")
+    return observables
+
+
+def _stack_components(
+    posterior: LocalPosterior, components: Mapping[str, Restriction]
+) -> tuple[LocalPosterior, Any]:
+    """Give the posterior of the first component and the block offsets of all."""
+    signatures = {name: restriction.signature for name, restriction in components.items()}
+    if len(set(signatures.values())) > 1:
+        raise ValueError(
+            f"components sampled side by side must have blocks of the same paths and sizes, got "
+            f"{signatures}; sample components of different shape in separate calls"
+        )
+    hashes: dict[int, str] = {}
+    for name, restriction in components.items():
+        restriction.check(posterior.params)
+        other = hashes.setdefault(restriction.selection_hash, name)
+        if other != name:
+            raise ValueError(f"components {other!r} and {name!r} select the same weights")
+    first = next(iter(components.values()))
+    starts = tuple(
+        jax.device_put(np.stack([np.asarray(r.blocks[i].start) for r in components.values()]))
+        for i in range(len(first.blocks))
+    )
+    return posterior.restrict(first), starts
+
+
+def _begin(
+    posterior: LocalPosterior,
+    kernel: AbstractKernel,
+    batches: Batches,
+    key: ChainKey,
+    settings: Settings,
+    components: Mapping[str, Restriction],
+    observables: dict[str, AbstractObservable],
+    starts: Any,
+) -> Start:
+    """Run the first program: rows, states, values at w*; refuse a loss that rounds."""
+    hashes = [
+        stream_of("paired") if settings.paired else restriction.selection_hash
+        for restriction in components.values()
+    ]
+    arrays, static = split((posterior, kernel, observables, starts))
+    examples, weights = on_device(batches.rows(np.arange(batches.batch_size)))
+    begun = start(
+        static,
+        on_device(arrays),
+        key,
+        jax.device_put(np.asarray(hashes, np.int32)),
+        Minibatch(examples, weights),
+        num_chains=settings.num_chains,
+        dispersed=settings.dispersed,
+    )
+    check_feeling(*jax.device_get((begun.at_step, begun.at_stationary)))
+    return begun
+
+
+def _metadata(
+    posterior: LocalPosterior,
+    kernel: AbstractKernel,
+    batches: Batches,
+    key: ChainKey,
+    settings: Settings,
+    components: Mapping[str, Restriction],
+    begun: Start,
+) -> dict[str, Any]:
+    """Give settings, versions and fingerprint as plain strings and numbers."""
+    weight_decay, box = posterior.weight_decay, posterior.bounding_box
+    described = {
+        "kernel": describe(kernel),
+        "n_beta": float(posterior.n_beta),
+        "localization": float(posterior.localization),
+        "weight_decay": 0.0 if weight_decay is None else float(weight_decay),
+        "bounding_box": "none" if box is None else float(box),
+        "num_params": posterior.restriction.num_params,
+        "components": list(components),
+        "num_examples": batches.num_examples,
+        "batch_size": batches.batch_size,
+        "batches": "per chain" if batches.per_chain else "shared by all chains",
+        "num_chains": settings.num_chains,
+        "num_burnin_steps": settings.num_burnin_steps,
+        "num_steps_bw_draws": settings.num_steps_bw_draws,
+        "dispersed": int(settings.dispersed),
+        "paired": int(settings.paired),
+        "key": " ".join(str(word) for word in jax.device_get(jax.random.key_data(key))),
+    }
+    selections = [restriction.selection_hash for restriction in components.values()]
+    sums = jax.device_get(begun.weight_sums)
+    return described | {
+        "fingerprint": fingerprint(described, selections, posterior.params, sums, batches),
+        "slt_jax": importlib.metadata.version("slt-jax"),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def describe(kernel: AbstractKernel) -> str:
+    """Write a kernel and its settings as text, such as ``Sgld(step_size=1e-05, ...)``."""
+    parts = []
+    for name, value in vars(kernel).items():
+        if name == "adaptation_steps":
+            continue
+        if isinstance(value, jax.Array):
+            parts.append(f"{name}={float(value):.6g}")
+        elif hasattr(value, "__dataclass_fields__"):
+            parts.append(f"{name}={describe(value)}")
+        else:
+            parts.append(f"{name}={getattr(value, '__name__', value)}")
+    return f"{type(kernel).__name__}({', '.join(parts)})"

@@ -1,0 +1,280 @@
+"""Which weights move: blocks of parameter leaves, and restrictions made of them."""
+
+import fnmatch
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from slt_jax._tree import path_table
+from slt_jax._types import Displacement, Params
+
+
+class Block(eqx.Module):
+    """A rectangle of one parameter leaf, seen in another shape.
+
+    The leaf at ``path`` is reshaped to ``view`` and cut from ``start`` with extent ``size``. Head
+    ``h`` of a fused GPT-2 leaf ``(d, 3·H·k)`` is ``view=(d, 3, H, k)``, ``size=(d, 3, 1, k)``,
+    ``start=(0, 0, h, 0)``. Only ``start`` is traced: blocks that differ in it alone share one
+    compiled program.
+
+    >>> Block("w", view=(4, 2), size=(1, 2), start=(3, 0)).num_params
+    2
+    """
+
+    path: str = eqx.field(static=True)
+    view: tuple[int, ...] = eqx.field(static=True)
+    size: tuple[int, ...] = eqx.field(static=True)
+    start: Int[Array | np.ndarray, " rank"]
+
+    def __init__(
+        self,
+        path: str,
+        view: Sequence[int],
+        size: Sequence[int] | None = None,
+        start: Sequence[int] | Int[Array | np.ndarray, " rank"] | None = None,
+    ):
+        self.path = path
+        self.view = tuple(int(extent) for extent in view)
+        self.size = self.view if size is None else tuple(int(extent) for extent in size)
+        begin = [0] * len(self.view) if start is None else start
+        self.start = begin if isinstance(begin, jax.Array) else np.asarray(begin, dtype=np.int32)
+
+    def __check_init__(self):
+        if isinstance(self.start, jax.core.Tracer):
+            return
+        ends = np.asarray(self.start) + np.asarray(self.size, dtype=np.int64)
+        ranks = {len(self.view), len(self.size), *np.shape(self.start)}
+        if len(ranks) != 1 or np.any(ends > self.view) or np.any(np.asarray(self.start) < 0):
+            raise ValueError(
+                f"block of {self.path!r}: start {np.asarray(self.start).tolist()} and size "
+                f"{self.size} must lie inside the view {self.view}; give one entry per axis"
+            )
+        if min(self.size, default=1) < 1:
+            raise ValueError(f"block of {self.path!r} is empty: size {self.size}")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the block is the whole leaf."""
+        return self.size == self.view
+
+    @property
+    def num_params(self) -> int:
+        """The number of weights in the block."""
+        return math.prod(self.size)
+
+    def canonical(self) -> tuple[str, tuple[tuple[int, int, int], ...]]:
+        """Describe the selected weights by (extent, start, size) per axis, views merged.
+
+        Two blocks that select the same weights through different reshapes describe themselves
+        alike: an axis that is taken whole is merged into the one before it.
+        """
+        axes: list[tuple[int, int, int]] = []
+        for extent, start, size in zip(self.view, np.asarray(self.start), self.size, strict=True):
+            if axes and size == extent:
+                outer = axes.pop()
+                axes.append((outer[0] * extent, outer[1] * extent, outer[2] * extent))
+            else:
+                axes.append((extent, int(start), size))
+        while len(axes) > 1 and axes[0][0] == 1:
+            axes.pop(0)
+        return self.path, tuple(axes)
+
+    def read(self, leaf: Array) -> Array:
+        """Give the block's weights as float32 of shape ``size``."""
+        viewed = leaf.reshape(self.view)
+        if not self.is_whole:
+            viewed = jax.lax.dynamic_slice(viewed, tuple(self.start), self.size)
+        return viewed.astype(_sum_dtype(leaf.dtype))
+
+    def insert(self, leaf: Array, displacement: Array) -> Array:
+        """Give the leaf with the displacement added to the block, never rounded below float32."""
+        dtype = _sum_dtype(leaf.dtype)
+        viewed = leaf.reshape(self.view).astype(dtype)
+        moved = self.read(leaf) + displacement.astype(dtype)
+        if self.is_whole:
+            return moved.reshape(leaf.shape)
+        if all(size in (1, extent) for size, extent in zip(self.size, self.view, strict=True)):
+            # A select keeps a leaf that is sharded along the cut axis in place, where an update
+            # slice at a traced offset makes the partitioner gather the whole leaf first.
+            return jnp.where(self._inside(), moved, viewed).reshape(leaf.shape)
+        return jax.lax.dynamic_update_slice(viewed, moved, tuple(self.start)).reshape(leaf.shape)
+
+    def _inside(self) -> Array:
+        inside = jnp.ones((1,) * len(self.view), dtype=bool)
+        for axis, (extent, size) in enumerate(zip(self.view, self.size, strict=True)):
+            if size != extent:
+                position = jax.lax.broadcasted_iota(jnp.int32, self.view, axis)
+                inside = inside & (position == self.start[axis])
+        return inside
+
+
+def _sum_dtype(dtype: Any) -> Any:
+    """The dtype in which w* + δ is formed: float32, or the leaf's own if that is wider."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+class Restriction(eqx.Module):
+    """The weights that move, as disjoint blocks; all others stay at w*.
+
+    Laws, for parameters p and a displacement d:
+
+    - ``read(insert(p, d)) == read(p) + d`` in the float32 of the sum;
+    - ``insert(p, 0) == p``, and every entry outside the blocks is untouched to the bit;
+    - the sum is never rounded to the storage dtype: a touched bfloat16 leaf comes back as float32.
+
+    Build one with ``Restriction.full``, ``Restriction.from_paths`` or from blocks.
+
+    >>> import numpy as np
+    >>> params = {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32)}
+    >>> restriction = Restriction.from_paths(params, ["w"])
+    >>> restriction.labels, restriction.num_params
+    (('w',), 6)
+    """
+
+    blocks: tuple[Block, ...]
+
+    def __init__(self, blocks: Iterable[Block]):
+        self.blocks = tuple(blocks)
+
+    def __check_init__(self):
+        if not self.blocks:
+            raise ValueError("a restriction needs at least one block; got none")
+        if any(isinstance(block.start, jax.core.Tracer) for block in self.blocks):
+            return
+        for index, block in enumerate(self.blocks):
+            for other in self.blocks[:index]:
+                if block.path == other.path and _overlap(block, other):
+                    raise ValueError(
+                        f"blocks of {block.path!r} overlap: {other.canonical()[1]} and "
+                        f"{block.canonical()[1]} as (extent, start, size) per axis; "
+                        "every weight may move once only, so merge them or drop one"
+                    )
+
+    @classmethod
+    def full(cls, params: Params) -> "Restriction":
+        """Select every weight of ``params``."""
+        return cls.from_paths(params, ["*"])
+
+    @classmethod
+    def from_paths(cls, params: Params, patterns: Sequence[str]) -> "Restriction":
+        """Select whole leaves by shell-style path patterns, such as ``"layers/*/attn/*"``.
+
+        Args:
+            params: pytree of floating-point arrays.
+            patterns: each must match at least one path; ``*`` also matches ``/``.
+
+        Raises:
+            ValueError: a pattern matches nothing; the message lists the paths there are.
+        """
+        if isinstance(patterns, str):
+            raise ValueError(f"patterns must be a list of strings, as in [{patterns!r}]")
+        table = path_table(params)
+        for pattern in patterns:
+            if not any(fnmatch.fnmatchcase(path, pattern) for path in table):
+                raise ValueError(
+                    f"no parameter matches {pattern!r}; the paths are {', '.join(table)}"
+                )
+        return cls(
+            Block(path, np.shape(leaf))
+            for path, leaf in table.items()
+            if any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+        )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """One unique name per block: its path, numbered where a leaf has several blocks."""
+        paths = [block.path for block in self.blocks]
+        return tuple(
+            path if paths.count(path) == 1 else f"{path}#{paths[:index].count(path)}"
+            for index, path in enumerate(paths)
+        )
+
+    @property
+    def num_params(self) -> int:
+        """The number of weights that move."""
+        return sum(block.num_params for block in self.blocks)
+
+    @property
+    def signature(self) -> tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]:
+        """What two restrictions must share to run in one compiled program."""
+        return tuple((block.path, block.view, block.size) for block in self.blocks)
+
+    @property
+    def selection_hash(self) -> int:
+        """A 31-bit hash of the selected weights, the same for every way of writing them."""
+        text = repr(sorted(block.canonical() for block in self.blocks))
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF
+
+    def check(self, params: Params) -> None:
+        """Raise ValueError if a block names a path or a view that ``params`` does not have."""
+        table = path_table(params)
+        for block in self.blocks:
+            if block.path not in table:
+                raise ValueError(
+                    f"unknown path {block.path!r} in the restriction; the paths are "
+                    f"{', '.join(table)}"
+                )
+            shape = np.shape(table[block.path])
+            if math.prod(shape) != math.prod(block.view):
+                raise ValueError(
+                    f"block of {block.path!r}: the view {block.view} does not hold the "
+                    f"{math.prod(shape)} weights of the leaf of shape {shape}"
+                )
+
+    def zeros(self) -> Displacement:
+        """Give the displacement of w* itself: float32 zeros, one array per block."""
+        return tuple(jnp.zeros(block.size, jnp.float32) for block in self.blocks)
+
+    def read(self, params: Params) -> Displacement:
+        """Give the selected weights, one array per block."""
+        table = path_table(params)
+        return tuple(block.read(table[block.path]) for block in self.blocks)
+
+    def insert(self, params: Params, displacement: Displacement) -> Params:
+        """Give ``params`` with the displacement added to the selected weights.
+
+        Args:
+            params: pytree of arrays, any floating dtype.
+            displacement: tuple of float32 arrays, one per block, in weight units.
+        """
+        table = path_table(params)
+        for block, delta in zip(self.blocks, displacement, strict=True):
+            table[block.path] = block.insert(table[block.path], delta)
+        return jax.tree.unflatten(jax.tree.structure(params), list(table.values()))
+
+    def at(self, starts: Sequence[Array]) -> "Restriction":
+        """Give the restriction of the same signature with other block offsets."""
+        return eqx.tree_at(
+            lambda restriction: [block.start for block in restriction.blocks], self, list(starts)
+        )
+
+
+def _overlap(first: Block, second: Block) -> bool:
+    if first.view == second.view:
+        return all(
+            a < b + m and b < a + n
+            for a, n, b, m in zip(
+                np.asarray(first.start),
+                first.size,
+                np.asarray(second.start),
+                second.size,
+                strict=True,
+            )
+        )
+    taken = np.zeros(math.prod(first.view), dtype=bool)
+    taken.reshape(first.view)[_slices(first)] = True
+    return bool(taken.reshape(second.view)[_slices(second)].any())
+
+
+def _slices(block: Block) -> tuple[slice, ...]:
+    return tuple(
+        slice(int(start), int(start) + size)
+        for start, size in zip(np.asarray(block.start), block.size, strict=True)
+    )

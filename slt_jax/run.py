@@ -1,0 +1,217 @@
+"""What a sampling call takes and gives: options, execution, health, and the run."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import numpy as np
+
+from slt_jax._types import ChainKey
+from slt_jax.carry import Carry, Rows
+from slt_jax.data import Batches
+from slt_jax.kernels.base import AbstractKernel
+from slt_jax.observables import AbstractObservable, Positions
+from slt_jax.posterior import LocalPosterior
+from slt_jax.restriction import Restriction
+from slt_jax.statistics import Estimate
+from slt_jax.survey import Survey
+
+
+class ChainsDiverged(ValueError):
+    """Raised when a number is asked of a run in which chains became non-finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a run is laid out in time and memory; it never changes what is computed.
+
+    Args:
+        rows: ``"vmap"`` computes all chains at once; ``"map"`` one after the other, with results
+            that do not depend on how many there are, to the bit.
+        rows_at_once: how many rows are computed together; None for all (vmap) or one (map).
+        steps_per_chunk: steps between two visits of the host, where progress is shown, traces are
+            collected and hooks run.
+        device_data_bytes: data sets up to this size are placed on the device and gathered there;
+            larger ones are gathered on the host, chunk by chunk, one ahead. The same batches.
+    """
+
+    rows: Literal["vmap", "map"] = "vmap"
+    rows_at_once: int | None = None
+    steps_per_chunk: int = 256
+    device_data_bytes: int = 2**28
+
+    def __post_init__(self):
+        if self.rows not in ("vmap", "map"):
+            raise ValueError(f'rows must be "vmap" or "map", got {self.rows!r}')
+        if self.rows_at_once is not None and self.rows_at_once < 1:
+            raise ValueError(f"rows_at_once must be at least 1, got {self.rows_at_once}")
+        if self.steps_per_chunk < 1:
+            raise ValueError(f"steps_per_chunk must be at least 1, got {self.steps_per_chunk}")
+
+    @property
+    def batch_of_rows(self) -> int | None:
+        """Rows per ``lax.map`` iteration, or None for one ``vmap`` over all."""
+        return self.rows_at_once if self.rows == "vmap" else (self.rows_at_once or 1)
+
+
+class Progress(NamedTuple):
+    """What a hook sees after every chunk. A hook that returns True ends the run early.
+
+    ``gap`` is the paired gap in nats, ``[component, chain, draw]``, of the draws so far; ``run``
+    is the run so far, which stays valid.
+    """
+
+    step: int
+    num_steps: int
+    num_draws: int
+    alive: np.ndarray
+    gap: np.ndarray
+    snapshot: Callable[[], "Run"]
+
+
+class SampleOptions(TypedDict, total=False):
+    """The keywords that ``sample`` and every estimator share.
+
+    num_chains: chains per component.
+    num_draws: draws per chain, after burn-in.
+    num_burnin_steps: steps that are discarded, in which preconditioners adapt.
+    num_steps_bw_draws: steps per draw.
+    components: named restrictions of equal signature, sampled side by side as rows.
+    observables: named quantities to measure at the draws.
+    collect: ``slt.Positions(every=…)`` to keep draws.
+    dispersed: start chains from N(w*, I/γ) instead of w*.
+    paired: leave the component out of the keys: common random numbers across components.
+    survey_examples: examples used for the loss and gradient at w*; None for a default.
+    execution: an ``slt.Execution``.
+    progress: show a progress bar.
+    hooks: called after every chunk with a ``Progress``.
+    """
+
+    num_chains: int
+    num_draws: int
+    num_burnin_steps: int
+    num_steps_bw_draws: int
+    components: Mapping[str, Restriction] | None
+    observables: Mapping[str, AbstractObservable] | None
+    collect: Positions | None
+    dispersed: bool
+    paired: bool
+    survey_examples: int | None
+    execution: Execution
+    progress: bool
+    hooks: Sequence[Callable[[Progress], bool | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The validated options of a run: what decides its numbers."""
+
+    num_chains: int
+    num_draws: int
+    num_burnin_steps: int
+    num_steps_bw_draws: int
+    dispersed: bool
+    paired: bool
+    survey_examples: int | None
+
+    @property
+    def num_steps(self) -> int:
+        """Steps per chain, burn-in included."""
+        return self.num_burnin_steps + self.num_draws * self.num_steps_bw_draws
+
+
+class Health(NamedTuple):
+    """Which rows stayed finite.
+
+    ``alive`` is bool ``[component, chain]``; ``died_at`` the step at which a row became non-finite
+    and was frozen at its last finite state, −1 for the living.
+    """
+
+    alive: np.ndarray
+    died_at: np.ndarray
+
+    def __str__(self) -> str:
+        dead = int((~self.alive).sum())
+        if not dead:
+            return f"all {self.alive.size} chains finite"
+        steps = ", ".join(str(step) for step in self.died_at[~self.alive])
+        return f"{dead} of {self.alive.size} chains became non-finite (at steps {steps})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything to report from, or to go on from with ``slt.extend(run, num_draws=…)``.
+
+    ``traces`` maps names to float32 arrays ``[component, chain, draw]``: ``gap`` (nats), ``distance``
+    from w*, the norms of gradient, noise and localization as applied (weight units),
+    ``acceptance`` and ``weight``. ``smallest_step_size`` is the least ε_i of any weight and row, in
+    weight². ``burnin_gap`` is the gap during burn-in. A run is never consumed:
+    continuing it twice gives the same answer twice.
+    """
+
+    posterior: LocalPosterior
+    kernel: AbstractKernel
+    batches: Batches
+    key: ChainKey
+    settings: Settings
+    execution: Execution
+    components: Mapping[str, Restriction]
+    observables: Mapping[str, AbstractObservable]
+    survey: Survey
+    rows: Rows
+    carry: Carry
+    step: int
+    traces: Mapping[str, np.ndarray]
+    burnin_gap: np.ndarray
+    totals: Mapping[str, Any]
+    centers: Mapping[str, Any]
+    health: Health
+    smallest_step_size: float
+    metadata: Mapping[str, Any]
+
+    @property
+    def num_draws(self) -> int:
+        """The number of draws per chain so far."""
+        return self.traces["gap"].shape[-1]
+
+    @property
+    def statistics(self) -> dict[str, Estimate]:
+        """The estimate of every observable, relative to its value at w*."""
+        return {
+            name: self.observables[name].statistic.finalize(total)
+            for name, total in self.totals.items()
+        }
+
+    @property
+    def positions(self) -> dict[str, np.ndarray]:
+        """The collected displacements by block, float32 ``[component, chain, draw, ...]``."""
+        if "positions" not in self.totals:
+            raise ValueError("no draws were kept: sample with collect=slt.Positions(every=…)")
+        draws = self.observables["positions"].statistic.finalize(self.totals["positions"]).value
+        return dict(zip(self.posterior.restriction.labels, draws, strict=True))
+
+    def to_arviz(self) -> Any:
+        """Give the run as ArviZ inference data: collected draws and sampler statistics.
+
+        Raises:
+            ImportError: arviz is not installed.
+            ValueError: more than one component.
+        """
+        import arviz
+
+        if len(self.components) != 1:
+            raise ValueError(f"one component at a time; this run has {list(self.components)}")
+        draws = self.positions if "positions" in self.totals else {}
+        return arviz.from_dict(
+            posterior={name: values[0] for name, values in draws.items()}
+            | {"loss_gap": self.traces["gap"][0]},
+            sample_stats={name: trace[0] for name, trace in self.traces.items() if name != "gap"},
+            attrs=dict(self.metadata),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"Run({len(self.components)} components × {self.settings.num_chains} chains, "
+            f"{self.num_draws} draws after {self.settings.num_burnin_steps} burn-in steps; "
+            f"{self.health})"
+        )

@@ -1,0 +1,259 @@
+"""The one loop: sample a posterior with a kernel, in chunks, with many chains at once."""
+
+import dataclasses
+from typing import Any, NamedTuple, Unpack
+
+import jax
+import numpy as np
+
+from slt_jax._tree import on_device, split
+from slt_jax._types import ChainKey, setting
+from slt_jax.chunk import Problem, Records, Schedule, Shape, run_chunk
+from slt_jax.data import Batches
+from slt_jax.inputs import Feed, Window
+from slt_jax.kernels.base import AbstractKernel
+from slt_jax.posterior import LocalPosterior
+from slt_jax.preparation import prepare
+from slt_jax.progress import ProgressBar
+from slt_jax.run import Health, Progress, Run, SampleOptions
+from slt_jax.statistics import host_rows
+from slt_jax.survey import mean_weight
+from slt_jax.validation import check_arguments, check_settings
+
+
+def sample(
+    posterior: LocalPosterior,
+    kernel: AbstractKernel,
+    batches: Batches,
+    key: ChainKey,
+    **options: Unpack[SampleOptions],
+) -> Run:
+    """Sample the localized posterior with many chains and give the run.
+
+    Every row, a (component, chain) pair, has the key fold_in(fold_in(key, selection), chain) and uses
+    fold_in of it with the step: its randomness depends on nothing else. Rows that become non-finite
+    are frozen and recorded in ``run.health``; ``sample`` never raises for them.
+
+    Args:
+        posterior: what to sample.
+        kernel: ``slt.sgld(…)``, ``slt.sghmc(…)``, ``slt.sgnht(…)``, or the exact full-batch ``slt.mala``,
+            ``slt.hmc``, ``slt.nuts``, for which ``batches`` stands for its whole data set.
+        batches: where minibatches come from.
+        key: one typed threefry key, as from ``jax.random.key(0)``.
+        **options: see ``slt.SampleOptions``; defaults are 4 chains, 1000 draws, 500 burn-in steps and
+            one step per draw.
+
+    Returns:
+        The run: traces, statistics, health and what is needed to go on.
+
+    Raises:
+        TypeError, ValueError: arguments that cannot be sampled, before the sampler is compiled.
+
+    >>> def loss(params, x):
+    ...     return 0.5 * jnp.sum((params["w"] - x) ** 2, axis=-1)
+    >>> data = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    >>> posterior = LocalPosterior(
+    ...     loss, {"w": data.mean(0)}, n_beta=20.0, localization=1.0)
+    >>> from slt_jax.kernels import sgld
+    >>> run = sample(posterior, sgld(1e-2), Batches(data, 16), jax.random.key(0),
+    ...              num_chains=2, num_draws=50, num_burnin_steps=50, progress=False)
+    >>> run.traces["gap"].shape
+    (1, 2, 50)
+    """
+    check_arguments(posterior, kernel, batches, key)
+    run = prepare(posterior, kernel, batches, key, options)
+    return _continue(run, options)
+
+
+def extend(run: Run, num_draws: int, **options: Unpack[SampleOptions]) -> Run:
+    """Give the run with ``num_draws`` further draws per chain, as if it had not been interrupted.
+
+    The given run stays as it is: extending it twice gives the same answer twice.
+
+    Args:
+        run: from ``sample`` or ``extend``.
+        num_draws: further draws per chain.
+        **options: only ``execution``, ``progress`` and ``hooks`` may be given.
+    """
+    allowed = {"execution", "progress", "hooks"}
+    if not set(options) <= allowed:
+        raise ValueError(
+            f"extend takes only {sorted(allowed)}; {sorted(set(options) - allowed)} are those of "
+            "the run that is extended"
+        )
+    settings = dataclasses.replace(run.settings, num_draws=run.num_draws + num_draws)
+    check_settings(settings)
+    # The program consumes its carry: give it a copy, so that the run in the user's hands lives on.
+    carry = jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=False), run.carry)
+    execution = options.get("execution", run.execution)
+    extended = dataclasses.replace(run, settings=settings, carry=carry, execution=execution)
+    return _continue(extended, options)
+
+
+class Segment(NamedTuple):
+    """The steps of one chunk: where it begins, how many, and where its observations begin."""
+
+    first_step: int
+    num_steps: int
+    first_observation: int
+    is_burnin: bool
+
+
+def _segments(run: Run) -> list[Segment]:
+    """Cut the remaining steps into chunks that do not straddle the end of the burn-in."""
+    settings, length = run.settings, run.execution.steps_per_chunk
+    every = _fresh_interval(run)
+    segments, step = [], run.step
+    while step < settings.num_steps:
+        in_burnin = step < settings.num_burnin_steps
+        end = settings.num_burnin_steps if in_burnin else settings.num_steps
+        count = min(length, end - step)
+        draw = max(step - settings.num_burnin_steps, 0) // settings.num_steps_bw_draws
+        segments.append(Segment(step, count, -(-draw // every), in_burnin))
+        step += count
+    return segments
+
+
+def _fresh_interval(run: Run) -> int:
+    return max((o.every for o in run.observables.values() if o.num_fresh), default=1)
+
+
+def _window(run: Run, shape: Shape) -> Window:
+    num_fresh = max((o.num_fresh for o in run.observables.values()), default=0)
+    observations = shape.num_draws // _fresh_interval(run) + 1 if num_fresh else 0
+    return Window(run.execution.steps_per_chunk, observations, num_fresh)
+
+
+def _continue(run: Run, options: SampleOptions) -> Run:
+    """Run the chunks that are left, showing progress and calling hooks in between."""
+    feed = _feed(run)
+    shape = Shape(
+        run.execution.steps_per_chunk // run.settings.num_steps_bw_draws + 1,
+        run.execution.batch_of_rows,
+        run.batches.per_chain and not run.kernel.full_batch,
+    )
+    window = _window(run, shape)
+    problem = Problem(run.posterior, run.kernel, dict(run.observables), run.rows, dict(run.centers))
+    arrays, static = split(problem)
+    arrays = on_device(arrays)
+    ledger = Ledger(run)
+    segments = _segments(run)
+    carry, hooks = run.carry, options.get("hooks", ())
+    with ProgressBar(run, enabled=options.get("progress", True)) as bar:
+        sources = _sources(feed, segments[0], window) if segments else None
+        for number, segment in enumerate(segments):
+            carry, records = run_chunk(
+                static, arrays, carry, sources, _schedule(run, segment), shape=shape
+            )
+            # Dispatch is asynchronous: the next batches are gathered while the device works.
+            if number + 1 < len(segments):
+                sources = _sources(feed, segments[number + 1], window)
+            ledger.absorb(segment, jax.device_get(records), jax.device_get(_health(carry)))
+            bar.show(ledger)
+            progress = _progress(ledger, carry)
+            if any([hook(progress) for hook in hooks]):
+                break
+    return ledger.run(carry)
+
+
+def _feed(run: Run) -> Feed:
+    weight = mean_weight(run.posterior, run.batches, run.survey)
+    return Feed(
+        run.batches,
+        run.key,
+        None if weight is None else setting(weight),
+        run.settings.num_chains,
+        run.execution.device_data_bytes,
+        run.kernel.full_batch,
+    )
+
+
+def _sources(feed: Feed, segment: Segment, window: Window) -> Any:
+    return feed.chunk(segment.first_step, segment.first_observation, window)
+
+
+def _schedule(run: Run, segment: Segment) -> Schedule:
+    counts = (
+        segment.num_steps,
+        run.settings.num_burnin_steps,
+        run.settings.num_steps_bw_draws,
+        segment.first_observation,
+    )
+    return Schedule(*(jax.device_put(np.int32(count)) for count in counts))
+
+
+def _health(carry: Any) -> tuple[Any, Any]:
+    return carry.alive, carry.died_at
+
+
+def _progress(ledger: "Ledger", carry: Any) -> Progress:
+    def snapshot() -> Run:
+        return ledger.run(jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=False), carry))
+
+    return Progress(
+        ledger.step,
+        ledger.begun.settings.num_steps,
+        ledger.num_draws,
+        ledger.health.alive,
+        ledger.gap(),
+        snapshot,
+    )
+
+
+class Ledger:
+    """The host's record of a run in progress: traces, totals and health, merged in float64."""
+
+    def __init__(self, begun: Run):
+        self.begun = begun
+        self.step = begun.step
+        self.health = begun.health
+        self.traces = {name: [trace] for name, trace in begun.traces.items()}
+        self.burnin_gap = [begun.burnin_gap]
+        self.totals = dict(begun.totals)
+        self.smallest_step_size = begun.smallest_step_size
+
+    @property
+    def num_draws(self) -> int:
+        """The number of draws per chain so far."""
+        return sum(part.shape[-1] for part in self.traces["gap"])
+
+    def gap(self) -> np.ndarray:
+        """The paired gap in nats of the draws so far, ``[component, chain, draw]``."""
+        return np.concatenate(self.traces["gap"], axis=-1)
+
+    def absorb(self, segment: Segment, records: Records, health: tuple[Any, Any]) -> None:
+        """Take in what one chunk reported."""
+        count = len(self.begun.components)
+        num_draws = int(records.num_draws)
+        for name, trace in records.traces.items():
+            rows = host_rows(trace[:num_draws].T, count)
+            if not segment.is_burnin:
+                self.traces[name].append(rows)
+            elif name == "gap":
+                self.burnin_gap.append(rows)
+        for name, observable in self.begun.observables.items():
+            for slot in range(int(records.num_finished[name])):
+                sums = jax.tree.map(
+                    lambda leaf, slot=slot: host_rows(leaf[slot], count), records.finished[name]
+                )
+                self._merge(self.totals, name, observable.statistic.contribution(sums, True))
+        self.health = Health(*(host_rows(leaf, count) for leaf in health))
+        self.smallest_step_size = float(records.smallest_step_size)
+        self.step += segment.num_steps
+
+    def _merge(self, totals: dict[str, Any], name: str, contribution: Any) -> None:
+        statistic = self.begun.observables[name].statistic
+        totals[name] = statistic.merge(totals.get(name), contribution)
+
+    def run(self, carry: Any) -> Run:
+        """Give the run so far."""
+        return dataclasses.replace(
+            self.begun,
+            carry=carry,
+            step=self.step,
+            traces={name: np.concatenate(parts, axis=-1) for name, parts in self.traces.items()},
+            burnin_gap=np.concatenate(self.burnin_gap, axis=-1),
+            totals=self.totals.copy(),
+            health=self.health,
+            smallest_step_size=self.smallest_step_size,
+        )
