@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 Params: TypeAlias = PyTree[Any]
@@ -49,6 +50,6 @@ def setting(value: Any) -> jax.Array:
 
 def as_float(value: Any) -> float | None:
     """Give the Python float of a concrete scalar, or None while it is traced or batched."""
-    if isinstance(value, jax.core.Tracer) or np.ndim(value) != 0:
+    if isinstance(value, Tracer) or np.ndim(value) != 0:
         return None
     return float(value)

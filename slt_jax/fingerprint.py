@@ -27,8 +27,8 @@ def fingerprint(
         settings: plain values by name.
         selections: one hash per component.
         params: w*, for paths, shapes and dtypes.
-        weight_sums: float32 ``[leaf, 2]``: sum and absolute sum of every leaf, computed on the device,
-            so that weights never travel to the host for it.
+        weight_sums: float32 ``[leaf, 2]``: sum and absolute sum of every leaf, computed on the
+            device, so that weights never travel to the host for it.
         batches: the data; 64 evenly spread rows and all weights are hashed.
 
     Returns:

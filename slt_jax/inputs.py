@@ -30,7 +30,7 @@ class Source(eqx.Module):
     whole: bool = eqx.field(static=True)
 
     def take(self, number: Counter) -> Minibatch:
-        """Give the minibatch (or one per chain, on a leading axis) of the chunk's step ``number``."""
+        """Give the minibatch of the chunk's step ``number``, or one per chain on a leading axis."""
         if self.whole:
             return Minibatch(self.examples, self.weights, self.mean_weight)
         chosen = number if self.indices is None else self.indices[number]
@@ -143,10 +143,12 @@ class Feed:
 
     def _whole(self) -> Source:
         assert self.resident is not None
-        return Source(*self.resident, None, self.mean_weight, whole=True)
+        examples, weights = self.resident
+        return Source(examples, weights, None, self.mean_weight, whole=True)
 
     def _source(self, indices: Array) -> Source:
         if self.resident is not None:
-            return Source(*self.resident, indices, self.mean_weight, whole=False)
-        stacked = on_device(self.batches.rows(jax.device_get(indices)))
-        return Source(*stacked, None, self.mean_weight, whole=False)
+            examples, weights = self.resident
+            return Source(examples, weights, indices, self.mean_weight, whole=False)
+        examples, weights = on_device(self.batches.rows(jax.device_get(indices)))
+        return Source(examples, weights, None, self.mean_weight, whole=False)

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -26,7 +26,7 @@ class AbstractObservable(eqx.Module):
     statistic: eqx.AbstractVar[AbstractStatistic]
     every: eqx.AbstractVar[int]
 
-    num_fresh: eqx.AbstractClassVar[int]
+    num_fresh: ClassVar[int]
     """Independent minibatches, drawn afresh for every observation, that ``measure`` needs."""
 
     @abc.abstractmethod

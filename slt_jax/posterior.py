@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from slt_jax._tree import inner, on_device, path_table
@@ -191,7 +192,7 @@ def _check_params(params: Params) -> None:
     if sum(leaf.size * leaf.dtype.itemsize for leaf in table.values()) > _HOST_CHECK_BYTES:
         return
     for path, leaf in table.items():
-        if isinstance(leaf, jax.core.Tracer):
+        if isinstance(leaf, Tracer):
             continue
         finite = np.isfinite(jax.device_get(leaf).astype(np.float32))
         if not finite.all():

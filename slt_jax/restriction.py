@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from slt_jax._tree import path_table
@@ -47,7 +48,7 @@ class Block(eqx.Module):
         self.start = begin if isinstance(begin, jax.Array) else np.asarray(begin, dtype=np.int32)
 
     def __check_init__(self):
-        if isinstance(self.start, jax.core.Tracer):
+        if isinstance(self.start, Tracer):
             return
         ends = np.asarray(self.start) + np.asarray(self.size, dtype=np.int64)
         ranks = {len(self.view), len(self.size), *np.shape(self.start)}
@@ -146,7 +147,7 @@ class Restriction(eqx.Module):
     def __check_init__(self):
         if not self.blocks:
             raise ValueError("a restriction needs at least one block; got none")
-        if any(isinstance(block.start, jax.core.Tracer) for block in self.blocks):
+        if any(isinstance(block.start, Tracer) for block in self.blocks):
             return
         for index, block in enumerate(self.blocks):
             for other in self.blocks[:index]:

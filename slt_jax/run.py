@@ -142,8 +142,8 @@ class Health(NamedTuple):
 class Run:
     """Everything to report from, or to go on from with ``slt.extend(run, num_draws=…)``.
 
-    ``traces`` maps names to float32 arrays ``[component, chain, draw]``: ``gap`` (nats), ``distance``
-    from w*, the norms of gradient, noise and localization as applied (weight units),
+    ``traces`` maps names to float32 arrays ``[component, chain, draw]``: ``gap`` (nats),
+    ``distance`` from w*, the norms of gradient, noise and localization as applied (weight units),
     ``acceptance`` and ``weight``. ``smallest_step_size`` is the least ε_i of any weight and row, in
     weight². ``burnin_gap`` is the gap during burn-in. A run is never consumed:
     continuing it twice gives the same answer twice.

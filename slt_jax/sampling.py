@@ -1,6 +1,7 @@
 """The one loop: sample a posterior with a kernel, in chunks, with many chains at once."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -15,7 +16,7 @@ from slt_jax.kernels.base import AbstractKernel
 from slt_jax.posterior import LocalPosterior
 from slt_jax.preparation import prepare
 from slt_jax.progress import ProgressBar
-from slt_jax.run import Health, Progress, Run, SampleOptions
+from slt_jax.run import Execution, Health, Progress, Run, SampleOptions
 from slt_jax.statistics import host_rows
 from slt_jax.survey import mean_weight
 from slt_jax.validation import check_arguments, check_settings
@@ -30,18 +31,18 @@ def sample(
 ) -> Run:
     """Sample the localized posterior with many chains and give the run.
 
-    Every row, a (component, chain) pair, has the key fold_in(fold_in(key, selection), chain) and uses
-    fold_in of it with the step: its randomness depends on nothing else. Rows that become non-finite
-    are frozen and recorded in ``run.health``; ``sample`` never raises for them.
+    Every row, a (component, chain) pair, has the key fold_in(fold_in(key, selection), chain) and
+    uses fold_in of it with the step: its randomness depends on nothing else. Rows that become
+    non-finite are frozen and recorded in ``run.health``; ``sample`` never raises for them.
 
     Args:
         posterior: what to sample.
-        kernel: ``slt.sgld(…)``, ``slt.sghmc(…)``, ``slt.sgnht(…)``, or the exact full-batch ``slt.mala``,
-            ``slt.hmc``, ``slt.nuts``, for which ``batches`` stands for its whole data set.
+        kernel: ``slt.sgld(…)``, ``slt.sghmc(…)``, ``slt.sgnht(…)``, or the exact full-batch
+            ``slt.mala``, ``slt.hmc``, ``slt.nuts``, for which ``batches`` is its whole data set.
         batches: where minibatches come from.
         key: one typed threefry key, as from ``jax.random.key(0)``.
-        **options: see ``slt.SampleOptions``; defaults are 4 chains, 1000 draws, 500 burn-in steps and
-            one step per draw.
+        **options: see ``slt.SampleOptions``; defaults are 4 chains, 1000 draws, 500 burn-in
+            steps and one step per draw.
 
     Returns:
         The run: traces, statistics, health and what is needed to go on.
@@ -62,10 +63,17 @@ def sample(
     """
     check_arguments(posterior, kernel, batches, key)
     run = prepare(posterior, kernel, batches, key, options)
-    return _continue(run, options)
+    return _continue(run, options.get("progress", True), options.get("hooks", ()))
 
 
-def extend(run: Run, num_draws: int, **options: Unpack[SampleOptions]) -> Run:
+def extend(
+    run: Run,
+    num_draws: int,
+    *,
+    execution: Execution | None = None,
+    progress: bool = True,
+    hooks: Sequence[Callable[[Progress], bool | None]] = (),
+) -> Run:
     """Give the run with ``num_draws`` further draws per chain, as if it had not been interrupted.
 
     The given run stays as it is: extending it twice gives the same answer twice.
@@ -73,21 +81,18 @@ def extend(run: Run, num_draws: int, **options: Unpack[SampleOptions]) -> Run:
     Args:
         run: from ``sample`` or ``extend``.
         num_draws: further draws per chain.
-        **options: only ``execution``, ``progress`` and ``hooks`` may be given.
+        execution: another layout in time and memory; None for that of the run.
+        progress: show a progress bar.
+        hooks: called after every chunk with a ``Progress``.
     """
-    allowed = {"execution", "progress", "hooks"}
-    if not set(options) <= allowed:
-        raise ValueError(
-            f"extend takes only {sorted(allowed)}; {sorted(set(options) - allowed)} are those of "
-            "the run that is extended"
-        )
     settings = dataclasses.replace(run.settings, num_draws=run.num_draws + num_draws)
     check_settings(settings)
     # The program consumes its carry: give it a copy, so that the run in the user's hands lives on.
     carry = jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=False), run.carry)
-    execution = options.get("execution", run.execution)
-    extended = dataclasses.replace(run, settings=settings, carry=carry, execution=execution)
-    return _continue(extended, options)
+    extended = dataclasses.replace(
+        run, settings=settings, carry=carry, execution=execution or run.execution
+    )
+    return _continue(extended, progress, hooks)
 
 
 class Segment(NamedTuple):
@@ -124,7 +129,7 @@ def _window(run: Run, shape: Shape) -> Window:
     return Window(run.execution.steps_per_chunk, observations, num_fresh)
 
 
-def _continue(run: Run, options: SampleOptions) -> Run:
+def _continue(run: Run, show: bool, hooks: Sequence[Callable[[Progress], bool | None]]) -> Run:
     """Run the chunks that are left, showing progress and calling hooks in between."""
     feed = _feed(run)
     shape = Shape(
@@ -138,9 +143,9 @@ def _continue(run: Run, options: SampleOptions) -> Run:
     arrays = on_device(arrays)
     ledger = Ledger(run)
     segments = _segments(run)
-    carry, hooks = run.carry, options.get("hooks", ())
-    with ProgressBar(run, enabled=options.get("progress", True)) as bar:
-        sources = _sources(feed, segments[0], window) if segments else None
+    carry = run.carry
+    with ProgressBar(run, enabled=show) as bar:
+        sources = _sources(feed, segments[0], window)
         for number, segment in enumerate(segments):
             carry, records = run_chunk(
                 static, arrays, carry, sources, _schedule(run, segment), shape=shape
@@ -151,7 +156,8 @@ def _continue(run: Run, options: SampleOptions) -> Run:
             ledger.absorb(segment, jax.device_get(records), jax.device_get(_health(carry)))
             bar.show(ledger)
             progress = _progress(ledger, carry)
-            if any([hook(progress) for hook in hooks]):
+            answers = [hook(progress) for hook in hooks]
+            if any(answers):
                 break
     return ledger.run(carry)
 

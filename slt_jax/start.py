@@ -1,4 +1,4 @@
-"""The first program of a run: keys and states of the rows, values at w*, and a check of the loss."""
+"""The first program of a run: keys and states of rows, values at w*, and a check of the loss."""
 
 import functools
 import warnings
@@ -62,7 +62,8 @@ def start(
     """Set up all rows and look at the loss around w*.
 
     Args:
-        static, arrays: (posterior, kernel, observables, starts), split.
+        static: the code of (posterior, kernel, observables, starts).
+        arrays: their arrays.
         key: the run's key.
         selections: int32 ``[component]``, folded into the keys of a component's rows.
         batch: examples for the check of the loss.
@@ -98,7 +99,8 @@ def start(
         ]
     )
     carry = _carry(jax.vmap(init)(rows), rows, observables, centers)
-    return Start(rows, carry, centers, *feelings, sums)
+    at_step, at_stationary = feelings
+    return Start(rows, carry, centers, at_step, at_stationary, sums)
 
 
 def _rows(key: ChainKey, selections: Array, starts: Any, num_chains: int) -> Rows:
@@ -157,11 +159,8 @@ def _feel(
         noise_like(jax.random.fold_in(key, number), zeros, target.restriction.labels)
         for number in range(_NUM_DIRECTIONS)
     ]
-    mean_size = (
-        target.n_beta * 0
-        if sizes is None
-        else sum(jnp.sum(jnp.sqrt(s)) for s in sizes) / target.restriction.num_params
-    )
+    mean_size = inner(tuple(jnp.sqrt(s) for s in sizes), tuple(jnp.ones_like(s) for s in sizes))
+    mean_size = mean_size / target.restriction.num_params
     at_step, curvature = _feel_at(target, directions, mean_size, batch)
     precision = target.localization + target.n_beta * jnp.maximum(jnp.mean(curvature), 0)
     stationary = jax.lax.rsqrt(jnp.maximum(precision, jnp.finfo(jnp.float32).tiny))

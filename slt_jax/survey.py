@@ -18,11 +18,10 @@ from slt_jax.posterior import LocalPosterior
 class Survey(NamedTuple):
     """The loss at w* over the data set, or over the part of it that was looked at.
 
-    ``loss`` is L_n(w*) in nats (per example or per unit of weight); ``gradient`` is ∇L_n(w*) per
-    component ``[component, ...]`` block by block, on the device; ``gradient_norm_squared`` is |∇L_n|²
-    with the part that comes from not having seen all examples removed; ``batch_noise`` is
-    tr Cov(∇L_b) of minibatches of the run's size, both ``[component]``; ``mean_weight`` is the total
-    weight per example.
+    ``loss`` is L_n(w*) in nats; ``gradient`` is ∇L_n(w*), block by block ``[component, ...]``, on the
+    device. ``gradient_norm_squared`` is |∇L_n|² without the part that comes from not having seen all
+    examples, ``subset_noise`` that part, and ``batch_noise`` tr Cov(∇L_b) over minibatches of the
+    run's size, all ``[component]``. ``mean_weight`` is the total weight per example.
     """
 
     loss: float
@@ -144,7 +143,8 @@ def _empty_sums(posterior: LocalPosterior, starts: Any) -> _Sums:
         np.zeros((count, *block.size), np.float32) for block in posterior.restriction.blocks
     )
     zero = np.float32(0)
-    return on_device(_Sums(zero, zero, gradient, np.zeros(count, np.float32), np.int32(-1)))
+    sums: Any = (zero, zero, gradient, np.zeros(count, np.float32), np.int32(-1))
+    return _Sums(*on_device(sums))
 
 
 def _summarize(

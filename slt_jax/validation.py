@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from slt_jax._types import ChainKey
@@ -90,8 +91,8 @@ def check_loss(posterior: LocalPosterior, batches: Batches) -> None:
         )
     if values.dtype not in (np.float32, np.float64):
         raise TypeError(
-            f"loss_fn must return float32 nats, got {values.dtype}: gaps between losses are lost in "
-            "narrower dtypes. Cast logits to float32 before the cross-entropy"
+            f"loss_fn must return float32 nats, got {values.dtype}: gaps between losses are lost "
+            "in narrower dtypes. Cast logits to float32 before the cross-entropy"
         )
     if weights is not None and weights.shape != values.shape[: len(weights.shape)]:
         raise ValueError(f"slt.Losses: weights {weights.shape} do not fit values {values.shape}")
@@ -132,7 +133,7 @@ def _collect_constants(closed: Any, seen: dict[int, Any]) -> None:
 
 
 def _is_key(value: Any) -> bool:
-    return isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _kind(value: Any) -> str:

@@ -39,7 +39,7 @@ def difference(first: "LLCResult", second: "LLCResult") -> LLCDifference:
     """Subtract two estimates.
 
     Runs share their randomness if they have the same key and counts, and either the same weights
-    moved or both were sampled with ``paired=True``. Shared minibatches alone already correlate them.
+    moved or both were sampled with ``paired=True``. Shared minibatches alone correlate them, too.
     """
     mean = first.mean - second.mean
     separate = first.standard_error**2 + second.standard_error**2

@@ -3,46 +3,26 @@
 import math
 from typing import Any, NamedTuple, Unpack
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from slt_jax._types import ChainKey
-from slt_jax.data import Batches, Probe, default_n_beta
+from slt_jax.data import Batches, Probe
+from slt_jax.estimators.budget import budget
 from slt_jax.estimators.convergence import convergence
-from slt_jax.estimators.quadrature import quadratic_form
-from slt_jax.estimators.result import BiasBudget, LLCResult
+from slt_jax.estimators.fluctuation import EVALUATION, EXAMPLES, PAIR, ExampleLosses, fluctuations
+from slt_jax.estimators.result import LLCResult
 from slt_jax.estimators.series import (
     autocorrelation_time,
     drift,
-    long_run_variance,
     mean_error,
 )
 from slt_jax.estimators.surroundings import Surroundings, look_around
 from slt_jax.kernels.base import AbstractKernel
-from slt_jax.observables import GapPair, LossValues, MeanLoss
+from slt_jax.observables import GapPair, MeanLoss
 from slt_jax.posterior import LocalPosterior
 from slt_jax.run import ChainsDiverged, Run, SampleOptions
 from slt_jax.sampling import sample
-from slt_jax.statistics import AbstractStatistic, Variance
-
-_EVALUATION = "evaluation gap"
-_EXAMPLES = "evaluation losses"
-_PAIR = "gap pair"
-
-
-class ExampleLosses(LossValues):
-    """The loss of every example of a probe, its positions averaged with the probe's mean weight."""
-
-    statistic: AbstractStatistic = Variance(batch_length=1)
-    every: int = eqx.field(static=True, default=1)
-
-    def relative(self, value, center):
-        losses, weights = value
-        positions = tuple(range(1, losses.ndim))
-        total = jnp.sum(weights * (losses - center[0]), axis=positions)
-        return total / (jnp.sum(weights) / losses.shape[0])
 
 
 def llc(
@@ -58,10 +38,11 @@ def llc(
 ) -> LLCResult:
     """Estimate the local learning coefficient at w*.
 
-    Equation: λ̂ = nβ(E_w[L_n(w)] − L_n(w*)), w from p ∝ exp(−nβ L_n(w) − (γ/2)|w − w*|²) (Lau et al., arXiv
-    2308.12108, equation for λ̂(w*)). Both losses are taken on the same minibatch, before the step
-    that uses it, so that the noise of the batch and the error of L_n(w*) cancel; burn-in is left out.
-    For a refined LLC (Wang et al., arXiv 2410.02984) pass ``posterior.restrict(…)`` and other batches.
+    Equation: λ̂ = nβ(E_w[L_n(w)] − L_n(w*)), w from p ∝ exp(−nβ L_n(w) − (γ/2)|w − w*|²) (Lau et
+    al., arXiv 2308.12108, section 4). Both losses are taken on the same minibatch, before the step
+    that uses it, so that the noise of the batch and the error of L_n(w*) cancel; burn-in is left
+    out. For a refined LLC (Wang et al., arXiv 2410.02984) pass ``posterior.restrict(…)`` and other
+    batches.
 
     Args:
         posterior: loss, w*, nβ (dimensionless), γ (1/weight²) and the weights that move.
@@ -97,19 +78,22 @@ def llc(
             "batches in an order of your own depend on earlier ones, which biases the gap measured "
             "on them: pass evaluation=slt.Probe(examples), or use uniform batches"
         )
-    observables = dict(options.pop("observables", None) or {})
-    observables |= _observables(kernel, evaluation, options)
-    run = sample(posterior, kernel, batches, key, **options, observables=observables)
+    own = _observables(kernel, evaluation, options)
+    options["observables"] = dict(options.get("observables") or {}) | own
+    run = sample(posterior, kernel, batches, key, **options)
     return llc_from(run, drop_diverged=drop_diverged, surroundings=surroundings)
 
 
 def _observables(kernel: AbstractKernel, evaluation: Probe | None, options: Any) -> dict[str, Any]:
     if evaluation is not None:
-        return {_EVALUATION: MeanLoss(evaluation), _EXAMPLES: ExampleLosses(evaluation)}
+        return {
+            EVALUATION: MeanLoss(probe=evaluation),
+            EXAMPLES: ExampleLosses(probe=evaluation),
+        }
     if getattr(kernel, "full_batch", False):
         return {}
     # Two forward passes for every hundredth part of the run: enough for a variance, nearly free.
-    return {_PAIR: GapPair(every=max(1, options.get("num_draws", 1000) // 100))}
+    return {PAIR: GapPair(every=max(1, options.get("num_draws", 1000) // 100))}
 
 
 def llc_from(
@@ -145,8 +129,8 @@ def llc_from(
         _errors(gap, weights, n_beta, run),
         _stationarity(gap, mean, n_beta, run, around),
         _traces(run, number, alive),
-        _by_surroundings(run, number, mean, n_beta, around),
-        _fluctuations(run, number, alive, gap, n_beta),
+        budget(run, number, mean, n_beta, around),
+        fluctuations(run, number, alive, gap, n_beta),
     ]
     merged = {name: value for part in parts for name, value in part.items()}
     merged["signal_error"] = _signal_error(merged, mean)
@@ -186,8 +170,8 @@ def _alive(run: Run, number: int, drop_diverged: bool) -> np.ndarray:
     alive = run.health.alive[number]
     if not alive.all() and not drop_diverged:
         raise ChainsDiverged(
-            f"{run.health}: an average over them is not an estimate. Lower the step size, raise the "
-            "localization, or pass drop_diverged=True to go on without them"
+            f"{run.health}: an average over them is not an estimate. Lower the step size, raise "
+            "the localization, or pass drop_diverged=True to go on without them"
         )
     if not alive.any():
         raise ChainsDiverged(f"{run.health}: no chain is left to estimate from")
@@ -200,10 +184,10 @@ class _Gap(NamedTuple):
 
 
 def _gap(run: Run, number: int, alive: np.ndarray) -> _Gap:
-    """Give the gap that the estimate rests on, float64 ``[chain, draw]``, and weights ``[draw]``."""
+    """Give the gap that the estimate rests on, ``[chain, draw]``, and the draws' weights."""
     weights = run.traces["weight"][number][alive].mean(axis=0).astype(np.float64)
-    if _EVALUATION in run.totals:
-        estimate = run.observables[_EVALUATION].statistic.finalize(run.totals[_EVALUATION])
+    if EVALUATION in run.totals:
+        estimate = run.observables[EVALUATION].statistic.finalize(run.totals[EVALUATION])
         return _Gap(np.asarray(estimate.value, np.float64)[number][alive], weights)
     if not run.batches.independent and not run.kernel.full_batch:
         raise ValueError(
@@ -261,118 +245,10 @@ def _traces(run: Run, number: int, alive: np.ndarray) -> dict[str, float]:
     return {name: float(run.traces[name][number][alive].mean()) for name in names}
 
 
-def _by_surroundings(
-    run: Run, number: int, mean: float, n_beta: float, around: Surroundings | None
-) -> dict[str, Any]:
-    nan = math.nan
-    if around is None:
-        bound = _gradient_bound(run, number, n_beta)
-        return {
-            "control": nan,
-            "control_error": nan,
-            "signal": nan,
-            "mala_acceptance": nan,
-            "bias": BiasBudget(nan, nan, nan),
-            "gradient_noise": nan,
-            "first_order": bound,
-        }
-    gamma = float(run.posterior.localization)
-    control = n_beta * np.asarray(around.control_gap, np.float64)
-    known = gamma > 0 and n_beta > 0 and bool(np.all(np.isfinite(control)))
-    reading = float(control.mean()) if known else nan
-    signal = 1 - mean / reading if known and reading > 0 else nan
-    noise = around.anchored_noise if run.kernel.needs_anchor else around.plain_noise
-    size = max(abs(mean), 1e-30)
-    factors = run.kernel.bias_factors()
-    step = n_beta * float(around.step_curvature) / 8 / size
-    minibatch = n_beta**2 * float(noise) / 8 / size
-    return {
-        "control": reading,
-        "control_error": float(control.std(ddof=1)) / math.sqrt(control.size) if known else nan,
-        "signal": signal,
-        "mala_acceptance": float(np.mean(around.acceptance)),
-        "bias": BiasBudget(
-            factors.step_size * step, factors.minibatch * minibatch, _anchor_bias(run, number, size)
-        ),
-        "gradient_noise": float(around.anchored_noise / around.plain_noise)
-        if around.plain_noise > 0
-        else nan,
-        "first_order": _first_order(run, number, n_beta, around),
-    }
-
-
-def _anchor_bias(run: Run, number: int, size: float) -> float:
-    """Bound (nβ)²Σ Δ_i² nβh_i/(2a_i²) ≤ (nβ)²|Δ|²/(8γ), Δ the error of ∇L_n(w*) from a subset."""
-    gamma, n_beta = float(run.posterior.localization), float(run.posterior.n_beta)
-    if not run.kernel.needs_anchor or run.survey.is_whole:
-        return 0.0
-    square = float(run.survey.subset_noise[number])
-    return n_beta**2 * square / (8 * gamma) / size if gamma > 0 else math.inf
-
-
-def _gradient_bound(run: Run, number: int, n_beta: float) -> float:
-    gamma = float(run.posterior.localization)
-    square = float(run.survey.gradient_norm_squared[number])
-    return n_beta**2 * square / gamma if gamma > 0 else math.nan
-
-
-def _first_order(run: Run, number: int, n_beta: float, around: Surroundings) -> float:
-    """Give ½(nβ)² Σ g_i²(nβh_i + 2γ)/(nβh_i + γ)² for the gradient g at w* (D10)."""
-    gamma = float(run.posterior.localization)
-    square = float(run.survey.gradient_norm_squared[number])
-    if gamma <= 0 or square == 0:
-        return 0.0 if square == 0 else math.nan
-
-    def term(curvature: np.ndarray) -> np.ndarray:
-        pull = n_beta * np.maximum(curvature, 0)
-        return (pull + 2 * gamma) / (pull + gamma) ** 2
-
-    diagonal, off_diagonal = (np.asarray(leaf) for leaf in around.lanczos)
-    return 0.5 * n_beta**2 * quadratic_form(diagonal, off_diagonal, square, term)
-
-
-def _fluctuations(
-    run: Run, number: int, alive: np.ndarray, gap: np.ndarray, n_beta: float
-) -> dict[str, float]:
-    """Give the second estimator, the singular fluctuation and the local WBIC (D15)."""
-    second, error = _second_estimator(run, number, alive, gap, n_beta)
-    fluctuation = math.nan
-    if _EXAMPLES in run.totals:
-        variance = run.observables[_EXAMPLES].statistic.finalize(run.totals[_EXAMPLES]).value
-        fluctuation = n_beta / 2 * float(variance[number][alive].mean())
-    wbic = math.nan
-    examples = run.batches.num_examples
-    if examples > 1 and math.isclose(n_beta, default_n_beta(examples), rel_tol=1e-3):
-        wbic = examples * (run.survey.loss + float(gap.mean()))
-    return {
-        "second_estimator": second,
-        "second_estimator_error": error,
-        "singular_fluctuation": fluctuation,
-        "wbic": wbic,
-    }
-
-
-def _second_estimator(
-    run: Run, number: int, alive: np.ndarray, gap: np.ndarray, n_beta: float
-) -> tuple[float, float]:
-    if _PAIR in run.totals:
-        statistic = run.observables[_PAIR].statistic
-        pairs = statistic.finalize(run.totals[_PAIR]).value[number][alive].astype(np.float64)
-        first, second = pairs[..., 0], pairs[..., 1]
-    elif _EVALUATION in run.totals or run.kernel.full_batch:
-        first = second = gap
-    else:
-        return math.nan, math.nan
-    products = ((first - first.mean()) * (second - second.mean())).mean(axis=0)
-    error = math.sqrt(long_run_variance(products) / products.size)
-    return n_beta**2 * float(products.mean()), n_beta**2 * error
-
-
 def _signal_error(merged: dict[str, Any], mean: float) -> float:
     control = merged["control"]
     if not math.isfinite(merged["signal"]):
         return math.nan
-    relative = math.hypot(
+    return math.hypot(
         merged["standard_error"] / control, mean / control * merged["control_error"] / control
     )
-    return relative

@@ -19,7 +19,8 @@ def quadratic_form(
     information and are cut off.
 
     Args:
-        diagonal, off_diagonal: Lanczos coefficients.
+        diagonal: Lanczos coefficients α_k, in nats/weight².
+        off_diagonal: β_k, the last one closing the recurrence.
         norm_squared: |g|².
         function: f, applied to the Ritz values, in nats/weight².
 

@@ -50,7 +50,7 @@ class LLCResult:
         mala_acceptance: of the run's Langevin step by Metropolis's rule on a minibatch loss.
         distance, gradient_norm, noise_norm, localization_norm: means over draws, weight units.
         effective_curvature: h* = γ/nβ, below which a direction is invisible, nats/weight².
-        first_order: (nβ)² gᵀ(nβH + 2γ)(nβH + γ)⁻² g/2 for the gradient g at w*: how much λ̂ is too low.
+        first_order: ½(nβ)² gᵀ(nβH + 2γ)(nβH + γ)⁻² g, g = ∇L_n(w*): how much λ̂ is too low.
         bias: predicted relative biases.
         control, control_error: λ̂₀, the reading of the same kernel with nβ = 0.
         signal, signal_error: s = 1 − λ̂/λ̂₀, 0 if only the localization was seen.
@@ -147,10 +147,11 @@ class LLCResult:
         return "\n".join([head, *self._details()])
 
     def _details(self) -> list[str]:
-        lines = [
+        resolution = (
             f"  nβ {self.n_beta:.4g}, γ {self.localization:.4g}: directions of curvature below "
             f"h* = {self.effective_curvature:.3g} are not seen"
-        ]
+        )
+        lines = [resolution]
         if math.isfinite(self.control):
             lines.append(
                 f"  without data {_with_error(self.control, self.control_error)}; signal "
@@ -158,8 +159,8 @@ class LLCResult:
             )
         if math.isfinite(self.bias.step_size):
             lines.append(
-                f"  predicted bias: step size +{100 * self.bias.step_size:.1f} %, minibatch at most "
-                f"+{100 * self.bias.minibatch:.1f} %"
+                f"  predicted bias: step size +{100 * self.bias.step_size:.1f} %, minibatch at "
+                f"most +{100 * self.bias.minibatch:.1f} %"
             )
         lines += [f"  also {finding}" for finding in self.findings[1:]]
         return lines
@@ -187,8 +188,8 @@ class LLCResult:
     def to_xarray(self) -> Any:
         """Give an ``xarray.Dataset`` with units on every variable and provenance in the attributes.
 
-        Variables: llc, standard_error, llc_per_chain(chain), loss_trace(chain, draw), init_loss, r_hat,
-        ess, and every other number of the result.
+        Variables: llc, standard_error, llc_per_chain(chain), loss_trace(chain, draw), init_loss,
+        r_hat, ess, and every other number of the result.
         """
         import xarray
 

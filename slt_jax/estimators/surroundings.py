@@ -28,8 +28,8 @@ class Surroundings(NamedTuple):
     ``control_gap`` is the gap, in nats, at draws of the run's kernel without data (nβ = 0), one per
     minibatch; ``step_curvature`` is Σ ε_i H_ii; ``lanczos`` the tridiagonal matrix
     (diagonal, off-diagonal) of H started at ∇L_n(w*); ``plain_noise`` and ``anchored_noise`` are
-    tr Cov of the two gradient estimators over minibatches, weighted by ε_i; ``acceptance`` is that of
-    Metropolis's rule for the run's Langevin step on a minibatch loss.
+    tr Cov of the two gradient estimators over minibatches, weighted by ε_i; ``acceptance`` is that
+    of Metropolis's rule for the run's Langevin step on a minibatch loss.
     """
 
     control_gap: Array
@@ -60,7 +60,7 @@ def look_around(run: Run, component: int, rows: np.ndarray) -> Surroundings:
     arrays, static = split((posterior, run.kernel))
     numbers = _batch_numbers(run)
     examples, weights = run.batches.rows(numbers)
-    batches = Minibatch(examples, weights, _mean_weight(run))
+    batches = Minibatch(*on_device((examples, weights, _mean_weight(run))))
     draws = np.linspace(0, run.num_draws - 1, _NUM_BATCHES).astype(np.int64)
     steps = run.settings.num_burnin_steps + (draws + 1) * run.settings.num_steps_bw_draws
     return _look(

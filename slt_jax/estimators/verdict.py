@@ -40,7 +40,7 @@ MAX_ACCEPTANCE_DIMENSION = 10_000
 
 
 def findings(result: "LLCResult") -> tuple[Verdict, ...]:
-    """List everything that speaks against an estimate, the gravest first; ``(OK,)`` if nothing does."""
+    """List everything that speaks against an estimate, the gravest first; ``(OK,)`` if nothing."""
     checks = (
         _diverged,
         _not_at_a_minimum,
@@ -80,8 +80,8 @@ def _not_at_a_minimum(result: "LLCResult") -> Verdict | None:
     return Verdict(
         "not at a minimum",
         reason,
-        "Train on until the loss is flat, measure the loss the weights were trained on, or lower nβ "
-        "or raise γ so that the chains stay near w*",
+        "Train on until the loss is flat, measure the loss the weights were trained on, or lower "
+        "nβ or raise γ so that the chains stay near w*",
     )
 
 
@@ -94,8 +94,8 @@ def _step_too_large(result: "LLCResult") -> Verdict | None:
     reason = (
         f"the step size adds about {100 * bias.step_size:.0f} % to the estimate"
         if bias.step_size > MAX_BIAS
-        else f"Metropolis's rule would accept only {100 * result.mala_acceptance:.0f} % of the steps "
-        "on a minibatch loss"
+        else f"Metropolis's rule would accept only {100 * result.mala_acceptance:.0f} % of the "
+        "steps on a minibatch loss"
     )
     return Verdict(
         "step too large", reason, "Lower the step size, and take more steps in proportion"
@@ -108,7 +108,7 @@ def _too_short(result: "LLCResult") -> Verdict | None:
         return Verdict(
             "too short",
             f"{draws} draws are fewer than {MIN_TIMES} autocorrelation times of {time:.1f} draws",
-            f"Take {math.ceil(MIN_TIMES * max(time, 1.0))} draws or more, or more steps between draws",
+            f"Take {math.ceil(MIN_TIMES * max(time, 1.0))} draws or more, or more steps per draw",
         )
     if result.remaining_rise <= MAX_REMAINING * abs(result.mean):
         return None
@@ -148,7 +148,7 @@ def _only_localization(result: "LLCResult") -> Verdict | None:
         return None
     return Verdict(
         "only the localization was seen",
-        f"without any data the same kernel reads {result.control:.3g} ± {result.control_error:.2g}: "
+        f"without data the same kernel reads {result.control:.3g} ± {result.control_error:.2g}: "
         "the loss did not hold the chains back",
         "Raise nβ or lower the localization (h* = γ/nβ must be below the curvatures of interest)",
     )

@@ -16,11 +16,11 @@ from slt_jax.posterior import LocalPosterior
 class Info(NamedTuple):
     """What a step reports, every field a float32 scalar.
 
-    ``gap`` is ℓ_b(w) − ℓ_b(w*) in nats at the position *before* the step, on the batch about to be
-    used (definition D1): after the step the batch has already moved the chain and the gap is
-    biased. The norms are of the parts of the update as applied, in weight units. ``acceptance`` is
-    1 for kernels that do not reject. ``weight`` is the time a draw stands for (the step size under
-    a schedule), 1 otherwise.
+    ``gap`` is ℓ_b(w) − ℓ_b(w*) in nats at the position *before* the step, on the batch about to
+    be used: after the step the batch has already moved the chain and the gap is biased by about
+    −ε(nβ)² tr C/(2m) in λ̂. The norms are of the parts of the update as applied, in weight units.
+    ``acceptance`` is 1 for kernels that do not reject. ``weight`` is the time a draw stands for
+    (the step size under a schedule), 1 otherwise.
     """
 
     gap: Scalar
@@ -34,8 +34,8 @@ class Info(NamedTuple):
 class BiasFactors(NamedTuple):
     """How the biases of a kernel compare with those of SGLD of the same ε, to first order.
 
-    ``step_size`` multiplies the relative variance bias εa/4 of the discretisation, ``minibatch`` the
-    inflation ε(nβ)²C/(4m) by gradient noise.
+    ``step_size`` multiplies the relative variance bias εa/4 of the discretisation, ``minibatch``
+    the inflation ε(nβ)²C/(4m) by gradient noise.
     """
 
     step_size: float
@@ -80,7 +80,7 @@ class AbstractKernel(eqx.Module):
         return batch.with_center(target.center(batch))
 
     def freeze_after(self, num_steps: jax.Array) -> "AbstractKernel":
-        """Give the kernel that stops adapting after ``num_steps`` steps; itself if it never adapts."""
+        """Give the kernel that stops adapting after that many steps; itself if it never adapts."""
         return self
 
     @abc.abstractmethod
@@ -88,7 +88,7 @@ class AbstractKernel(eqx.Module):
         """Give the step size ε_i of every weight: drift ε_i/2 and noise √ε_i."""
 
     def bias_factors(self) -> BiasFactors:
-        """Give the kernel's biases in units of those of SGLD with the same ε (concrete settings)."""
+        """Give the kernel's biases in units of those of SGLD with the same ε."""
         return BiasFactors(1.0, 1.0)
 
     def control_variance(self, step_size: Array, localization: Scalar, step: Scalar) -> Array:

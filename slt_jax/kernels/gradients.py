@@ -1,6 +1,7 @@
 """Estimators of the loss gradient on a minibatch: plain, and anchored at w*."""
 
 import abc
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -13,7 +14,7 @@ from slt_jax.posterior import LocalPosterior
 class AbstractGradient(eqx.Module):
     """An estimator of ∇L_n(w) from one minibatch, without the localization term."""
 
-    needs_anchor: eqx.AbstractClassVar[bool]
+    needs_anchor: ClassVar[bool]
 
     @abc.abstractmethod
     def __call__(

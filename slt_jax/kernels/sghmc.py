@@ -98,8 +98,8 @@ def sghmc(step_size: Any, friction: Any, *, gradient: AbstractGradient | None = 
 
     c = exp(−friction·h). One gradient per step. As friction → ∞ it becomes noise-averaged SGLD with
     step size ε. Stationary law on quadratics: the solution of the discrete Lyapunov equation of
-    this linear map; without minibatch noise Var = 1/a for every stable step. Minibatch noise inflates
-    it (1 + c)/(1 − c) times as much as SGLD with the same ε: low friction wants large batches.
+    this linear map; without minibatch noise Var = 1/a for every stable step. Minibatch noise
+    inflates it (1 + c)/(1 − c) times as much as in SGLD: low friction wants large batches.
 
     Args:
         step_size: ε > 0, in weight² (unit mass), so that the time step is √ε.

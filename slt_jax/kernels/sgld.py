@@ -23,14 +23,14 @@ class SgldState(NamedTuple):
 
     position: Displacement
     preconditioner: Any
-    count: Counter
+    num_steps: Counter
     noise_key: UInt32[Array, " words"]
 
 
 class Sgld(AbstractKernel):
     """See ``sgld``."""
 
-    step_size: Scalar | Callable[[Counter], Scalar]
+    step_size: Scalar | Callable[[Any], Any]
     preconditioner: AbstractPreconditioner
     gradient: AbstractGradient
     adaptation_steps: Counter
@@ -57,7 +57,7 @@ class Sgld(AbstractKernel):
 
     def step_sizes(self, state):
         metric = self.preconditioner.metric(state.preconditioner)
-        step_size = self._step_size(state.count)
+        step_size = self._step_size(state.num_steps)
         if metric is None:
             return tuple(jnp.full_like(delta, step_size) for delta in state.position)
         return tuple(step_size * scale for scale in metric)
@@ -78,11 +78,11 @@ class Sgld(AbstractKernel):
         with jax.named_scope("gradient"):
             gap, drift, gradient = self.gradient(target, state.position, batch)
         with jax.named_scope("preconditioner"):
-            frozen = state.count >= self.adaptation_steps
+            frozen = state.num_steps >= self.adaptation_steps
             direction, metric, moments = self.preconditioner.update(
                 state.preconditioner, drift, gradient, frozen
             )
-        step_size = self._step_size(state.count)
+        step_size = self._step_size(state.num_steps)
         with jax.named_scope("noise"):
             noise = self._noise(key, state, target.restriction.labels)
             noise = _scaled(noise, jnp.sqrt(step_size), metric, jnp.sqrt)
@@ -98,7 +98,7 @@ class Sgld(AbstractKernel):
             gap, norm(pull), norm(noise), norm(prior), jnp.ones_like(gap), self._weight(state)
         )
         next_state = SgldState(
-            target.clip(position), moments, state.count + 1, jax.random.key_data(key)
+            target.clip(position), moments, state.num_steps + 1, jax.random.key_data(key)
         )
         return next_state, info
 
@@ -109,7 +109,7 @@ class Sgld(AbstractKernel):
 
     def _weight(self, state: SgldState) -> Scalar:
         if callable(self.step_size):
-            return self._step_size(state.count)
+            return self._step_size(state.num_steps)
         return jnp.ones((), jnp.float32)
 
     def _noise(self, key: ChainKey, state: SgldState, labels: tuple[str, ...]) -> Displacement:
@@ -120,7 +120,7 @@ class Sgld(AbstractKernel):
         # a third copy of the moving weights. The first step has no predecessor and makes one up.
         previous_key = jax.random.wrap_key_data(
             choose(
-                state.count == 0,
+                state.num_steps == 0,
                 jax.random.key_data(jax.random.fold_in(key, 1)),
                 state.noise_key,
             ),
