@@ -1,5 +1,6 @@
 """slt_jax: a sampling engine for singular learning theory in JAX."""
 
+from slt_jax import testing as testing
 from slt_jax.data import Batches as Batches
 from slt_jax.data import Probe as Probe
 from slt_jax.data import default_n_beta as default_n_beta

@@ -62,7 +62,7 @@ def epoch_order(num_examples: int, batch_size: int) -> BatchOrder:
     """
     batches_per_epoch = num_examples // batch_size
 
-    def order(key: ChainKey, step: Counter) -> Int[Array, " batch"]:
+    def order(key: ChainKey, step: Counter | int) -> Int[Array, " batch"]:
         epoch, batch = jnp.divmod(step, batches_per_epoch)
         permutation = jax.random.permutation(jax.random.fold_in(key, epoch), num_examples)
         return jax.lax.dynamic_slice(

@@ -1,6 +1,6 @@
 """Random access to examples: arrays, pytrees of arrays, memory maps, and sequences of rows."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -9,6 +9,7 @@ from slt_jax._tree import path_table
 from slt_jax._types import Examples
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Examples by number: what ``Batches`` draws from."""
 

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -197,7 +198,7 @@ def _metadata(
     }
 
 
-def describe(kernel: AbstractKernel) -> str:
+def describe(kernel: eqx.Module) -> str:
     """Write a kernel and its settings as text, such as ``Sgld(step_size=1e-05, ...)``."""
     parts = []
     for name, value in vars(kernel).items():

@@ -47,7 +47,7 @@ class Settings(NamedTuple):
     batch_size: int = 64
     num_chains: int = 8
     num_draws: int = 1000
-    num_burnin_steps: int = 1000
+    num_burnin_steps: int = 3000
     num_steps_bw_draws: int = 5
 
 
@@ -187,23 +187,28 @@ def measure(key: Key[Array, ""], noise_level: float, settings: Settings) -> Meas
 
 def format_table(measurements: Sequence[Measurement]) -> str:
     """Lay out the measurements as a table, one line per network."""
+    # All chains start at w*, so R-hat is a lower bound.
     lines = ["random labels   training loss  accuracy             LLC   R-hat    ESS  verdict"]
     for noise_level, training_loss, accuracy, result in measurements:
         dataset = result.to_xarray()
         estimate = f"{result.mean:.2f} ± {result.standard_error:.2f}"
+        verdict = str(result.verdict).partition(":")[0]
         lines.append(
-            f"{noise_level:>13.0%}  {training_loss:>13.5f}  {accuracy:>8.1%}  {estimate:>14}"
-            f"  {float(dataset['r_hat']):>6.2f}  {float(dataset['ess']):>5.0f}  {result.verdict}"
+            f"{noise_level:>13.0%}  {training_loss:>14.5f}  {accuracy:>8.1%}  {estimate:>14}"
+            f"  ≥ {float(dataset['r_hat']):.2f}  {float(dataset['ess']):>5.0f}  {verdict}"
         )
     return "\n".join(lines)
 
 
-def write_results(output: Path, settings: Settings, measurements: Sequence[Measurement]) -> None:
+def write_results(
+    output: Path, seed: int, settings: Settings, measurements: Sequence[Measurement]
+) -> None:
     """Write ``results.json``, ``traces.npz`` and ``llc_traces.png`` into a folder.
 
     Args:
         output: the folder; made if it does not exist.
-        settings: of the run, stored beside the numbers.
+        seed: of the run, stored beside the numbers.
+        settings: likewise.
         measurements: one per network.
     """
     from slt_jax.analysis.plots import plot_llc_traces
@@ -218,7 +223,7 @@ def write_results(output: Path, settings: Settings, measurements: Sequence[Measu
         }
         for measurement in measurements
     ]
-    report = {"settings": settings._asdict(), "networks": networks}
+    report = {"seed": seed, "settings": settings._asdict(), "networks": networks}
     (output / "results.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     results: Mapping[str, Any] = {
         f"{measurement.noise_level:.0%} random labels": measurement.result
@@ -247,9 +252,9 @@ def run(output: str | Path, *, seed: int = 0, settings: Settings | None = None) 
         start = time.perf_counter()
         print(f"{noise_level:.0%} random labels: training, then sampling …", flush=True)
         measurements.append(measure(key, noise_level, settings))
-        print(f"  {measurements[-1].result}  [{time.perf_counter() - start:.0f} s]", flush=True)
-    write_results(Path(output), settings, measurements)
-    print(f"\n{format_table(measurements)}\n")
+        print(f"{measurements[-1].result}\n({time.perf_counter() - start:.0f} s)\n", flush=True)
+    write_results(Path(output), seed, settings, measurements)
+    print(f"{format_table(measurements)}\n")
     estimates = [measurement.result.mean for measurement in measurements]
     rises = all(low < high for low, high in itertools.pairwise(estimates))
     if rises:

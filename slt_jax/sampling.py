@@ -50,6 +50,7 @@ def sample(
     Raises:
         TypeError, ValueError: arguments that cannot be sampled, before the sampler is compiled.
 
+    >>> import jax.numpy as jnp
     >>> def loss(params, x):
     ...     return 0.5 * jnp.sum((params["w"] - x) ** 2, axis=-1)
     >>> data = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)

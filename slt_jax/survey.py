@@ -18,9 +18,9 @@ from slt_jax.posterior import LocalPosterior
 class Survey(NamedTuple):
     """The loss at w* over the data set, or over the part of it that was looked at.
 
-    ``loss`` is L_n(w*) in nats; ``gradient`` is ∇L_n(w*), block by block ``[component, ...]``, on the
-    device. ``gradient_norm_squared`` is |∇L_n|² without the part that comes from not having seen all
-    examples, ``subset_noise`` that part, and ``batch_noise`` tr Cov(∇L_b) over minibatches of the
+    ``loss`` is L_n(w*) in nats; ``gradient`` is ∇L_n(w*), block by block ``[component, ...]``, on
+    the device. ``gradient_norm_squared`` is |∇L_n|² without the part that comes from not having
+    seen all examples, ``subset_noise`` that part, ``batch_noise`` tr Cov(∇L_b) over batches of the
     run's size, all ``[component]``. ``mean_weight`` is the total weight per example.
     """
 

@@ -63,6 +63,7 @@ def llc(
         ChainsDiverged: chains became non-finite and ``drop_diverged`` is not set.
         TypeError, ValueError: see ``slt.sample``.
 
+    >>> import jax.numpy as jnp
     >>> def loss(params, x):
     ...     return 0.5 * jnp.sum((params["w"] - x) ** 2, axis=-1)
     >>> data = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)

@@ -161,6 +161,7 @@ def rms(decay: Any = 0.99, eps: Any = 0.1, initial: Any = 1.0) -> Rms:
         eps: a, in nats/weight, added to the root.
         initial: v₋₁, in (nats/weight)².
 
+    >>> import numpy as np
     >>> kernel_metric = rms(eps=1.0).metric(rms().init((np.zeros(2, np.float32),)))
     >>> kernel_metric[0].tolist()
     [0.5, 0.5]
