@@ -102,7 +102,8 @@ class LossValues(AbstractObservable):
 
     def relative(self, value, center):
         losses, weights = value
-        return (losses - center[0]) * (weights > 0)
+        gap = losses - center[0]
+        return jnp.where(weights > 0, gap, jnp.zeros_like(gap))
 
 
 class MeanLoss(LossValues):

@@ -74,17 +74,17 @@ class Block(eqx.Module):
         """Describe the selected weights by (extent, start, size) per axis, views merged.
 
         Two blocks that select the same weights through different reshapes describe themselves
-        alike: an axis that is taken whole is merged into the one before it.
+        alike: an axis joins the one before it if it is taken whole, or that one only once, for then
+        the two together are cut in one piece.
         """
         axes: list[tuple[int, int, int]] = []
         for extent, start, size in zip(self.view, np.asarray(self.start), self.size, strict=True):
-            if axes and size == extent:
+            if axes and (size == extent or axes[-1][2] == 1):
                 outer = axes.pop()
-                axes.append((outer[0] * extent, outer[1] * extent, outer[2] * extent))
+                size = outer[2] * extent if size == extent else size
+                axes.append((outer[0] * extent, outer[1] * extent + int(start), size))
             else:
                 axes.append((extent, int(start), size))
-        while len(axes) > 1 and axes[0][0] == 1:
-            axes.pop(0)
         return self.path, tuple(axes)
 
     def read(self, leaf: Array) -> Array:
@@ -268,6 +268,11 @@ def _overlap(first: Block, second: Block) -> bool:
                 second.size,
                 strict=True,
             )
+        )
+    if math.prod(first.view) != math.prod(second.view):
+        raise ValueError(
+            f"blocks of {first.path!r} see it as {first.view} and {second.view}, which do not hold "
+            "the same number of weights"
         )
     taken = np.zeros(math.prod(first.view), dtype=bool)
     taken.reshape(first.view)[_slices(first)] = True

@@ -86,6 +86,7 @@ def extend(
         progress: show a progress bar.
         hooks: called after every chunk with a ``Progress``.
     """
+    check_settings(dataclasses.replace(run.settings, num_draws=num_draws))
     settings = dataclasses.replace(run.settings, num_draws=run.num_draws + num_draws)
     check_settings(settings)
     # The program consumes its carry: give it a copy, so that the run in the user's hands lives on.

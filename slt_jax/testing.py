@@ -147,7 +147,7 @@ def check_model(loss_fn: LossFn, params: Params, examples: Any, *, weights: Any 
 
     Checked: float32 losses with one entry per example, finite at w*; permuting the examples
     permutes the losses (dropout with a baked-in mask does not); the loss of an example does not
-    depend on the others (batch normalisation in training mode does); the loss feels small displacements
+    depend on the others (batch normalisation in training mode does); it feels small displacements
     (weights cast to a narrow dtype do not). Two leaves that are one buffer are warned about: the
     sampler would untie them.
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slt_jax._types import ChainKey
+from slt_jax._tree import join, split
+from slt_jax._types import ChainKey, Examples, Params
 from slt_jax.data import Batches
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.minibatch import Losses
@@ -78,7 +79,12 @@ def check_loss(posterior: LocalPosterior, batches: Batches) -> None:
         TypeError: a dtype narrower than float32, or not a floating-point dtype.
     """
     examples = batches.example_structure
-    closed, out = jax.make_jaxpr(posterior.loss_fn, return_shape=True)(posterior.params, examples)
+    arrays, static = split(posterior.loss_fn)
+
+    def call(arrays: Any, params: Params, examples: Examples) -> Any:
+        return join(arrays, static)(params, examples)
+
+    closed, out = jax.make_jaxpr(call, return_shape=True)(arrays, posterior.params, examples)
     values, weights = (out.values, out.weights) if isinstance(out, Losses) else (out, None)
     if not hasattr(values, "shape"):
         raise TypeError(

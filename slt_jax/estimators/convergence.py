@@ -38,5 +38,7 @@ def convergence(gap: Float[np.ndarray, "chain draw"]) -> Convergence:
         return Convergence(math.nan, math.nan)
     # Ranks do not depend on the scale, and float32 keeps them best near one.
     scaled = ((gap - gap.mean()) / gap.std()).astype(np.float32)
-    r_hat, bulk = jax.device_get(_diagnose(jax.device_put(scaled)))
+    # blackjax divides integers by floats, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        r_hat, bulk = jax.device_get(_diagnose(jax.device_put(scaled)))
     return Convergence(float(r_hat), float(bulk))

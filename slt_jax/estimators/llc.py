@@ -74,7 +74,7 @@ def llc(
     >>> 1.6 < result.mean < 2.4
     True
     """
-    if not batches.independent and evaluation is None and isinstance(batches, Batches):
+    if isinstance(batches, Batches) and not batches.independent and evaluation is None:
         raise ValueError(
             "batches in an order of your own depend on earlier ones, which biases the gap measured "
             "on them: pass evaluation=slt.Probe(examples), or use uniform batches"

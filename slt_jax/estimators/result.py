@@ -64,7 +64,7 @@ class LLCResult:
 
     mean: float
     standard_error: float
-    degrees_of_freedom: float
+    degrees_of_freedom: int
     per_chain: Float[np.ndarray, " chain"]
     gap: Float[np.ndarray, "chain draw"]
     draw_weights: Float[np.ndarray, " draw"]

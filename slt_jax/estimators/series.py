@@ -11,7 +11,7 @@ class MeanError(NamedTuple):
     """The standard error of a mean and the degrees of freedom it rests on."""
 
     standard_error: float
-    degrees_of_freedom: float
+    degrees_of_freedom: int
 
 
 class Drift(NamedTuple):
