@@ -1,6 +1,5 @@
-"""Pytree helpers: paths of leaves, noise, finiteness, and the split into arrays and code."""
+"""Pytree helpers: paths of leaves, finiteness, norms, and the split into arrays and code."""
 
-import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from slt_jax._types import ChainKey, Displacement, Flag, Scalar
+from slt_jax._types import Flag, Scalar
 
 
 def path_table(tree: PyTree) -> dict[str, Any]:
@@ -19,23 +18,6 @@ def path_table(tree: PyTree) -> dict[str, Any]:
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def noise_like(key: ChainKey, displacement: Displacement, labels: tuple[str, ...]) -> Displacement:
-    """Draw standard normal noise of the displacement's shapes, one stream per label.
-
-    The stream of a leaf depends on the key and its label only, so it does not change when other
-    leaves come or go, nor with the devices over which the leaf is laid out.
-    """
-    return tuple(
-        jax.random.normal(jax.random.fold_in(key, stream_of(label)), leaf.shape, leaf.dtype)
-        for leaf, label in zip(displacement, labels, strict=True)
-    )
-
-
-def stream_of(label: str) -> int:
-    """Number the random stream of a name: a 31-bit checksum, the same in every process."""
-    return zlib.crc32(label.encode()) & 0x7FFFFFFF
 
 
 def all_finite(tree: PyTree) -> Flag:

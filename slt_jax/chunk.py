@@ -13,7 +13,7 @@ from slt_jax._types import Counter, Scalar
 from slt_jax.carry import Carry, Rows
 from slt_jax.inputs import Source
 from slt_jax.kernels.base import AbstractKernel, Info
-from slt_jax.minibatch import Minibatch
+from slt_jax.minibatch import Minibatch, over_minibatches
 from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
 
@@ -223,10 +223,9 @@ def _observe(
 
 def _fresh_batches(
     posterior: LocalPosterior, observable: AbstractObservable, fresh: Source | None, number: Counter
-) -> tuple[Minibatch, ...]:
+) -> Minibatch | None:
     if not observable.num_fresh:
-        return ()
+        return None
     assert fresh is not None
     batches = fresh.take(number)
-    chosen = (_of_chain(batches, jnp.int32(index)) for index in range(observable.num_fresh))
-    return tuple(batch.with_center(posterior.center(batch)) for batch in chosen)
+    return batches.with_center(over_minibatches(posterior.center, batches))

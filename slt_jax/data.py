@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from slt_jax._tree import stream_of
 from slt_jax._types import ChainKey, Counter, Examples
 from slt_jax.dataset import open_dataset
 from slt_jax.minibatch import leading_axis
+from slt_jax.noise import stream_of
 
 BatchOrder = Callable[[ChainKey, Counter], Int[Array, " batch"]]
 """The numbers of the examples in the batch of a step, as a pure function of (key, step)."""

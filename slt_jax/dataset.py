@@ -1,5 +1,6 @@
 """Random access to examples: arrays, pytrees of arrays, memory maps, and sequences of rows."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -111,6 +112,12 @@ def open_dataset(source: Any) -> Dataset:
     is_columns = not isinstance(source, list) and leaves and all(map(_is_array, leaves))
     if is_columns:
         dataset: Dataset = ArrayDataset(source)
+    elif isinstance(source, (Mapping, tuple)) and leaves:
+        raise TypeError(
+            f"the columns of a data set must be arrays with one entry per example, got "
+            f"{', '.join(sorted({type(leaf).__name__ for leaf in leaves}))}: use np.asarray on "
+            "lists, and one split of a data set that has several"
+        )
     elif hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         dataset = RowDataset(source)
     else:

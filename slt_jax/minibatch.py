@@ -1,6 +1,7 @@
 """What a loss sees, and how its values become one mean with masks and weights."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -102,3 +103,16 @@ def weight_per_example(shape: tuple[int, ...]) -> float:
 def leading_axis(examples: Examples) -> int:
     """Give the number of examples of a pytree whose leaves share their leading axis."""
     return jax.tree.leaves(examples)[0].shape[0]
+
+
+def over_minibatches(fn: Callable[[Minibatch], Any], batches: Minibatch) -> Any:
+    """Apply ``fn`` to minibatches stacked along a leading axis, one after the other.
+
+    A loop, so that the model is compiled once however many minibatches there are.
+    """
+
+    def one(parts: tuple[Any, Any, Any]) -> Any:
+        examples, weights, center = parts
+        return fn(Minibatch(examples, weights, batches.mean_weight, center))
+
+    return jax.lax.map(one, (batches.examples, batches.weights, batches.center))

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from slt_jax._types import Displacement
 from slt_jax.data import Probe
-from slt_jax.minibatch import Minibatch, leading_axis, values_and_weights
+from slt_jax.minibatch import Minibatch, leading_axis, over_minibatches, values_and_weights
 from slt_jax.posterior import LocalPosterior
 from slt_jax.statistics import AbstractStatistic, Mean, Trace
 
@@ -27,11 +27,12 @@ class AbstractObservable(eqx.Module):
     every: eqx.AbstractVar[int]
 
     num_fresh: ClassVar[int]
-    """Independent minibatches, drawn afresh for every observation, that ``measure`` needs."""
+    """Independent minibatches, drawn afresh for every observation, that ``measure`` needs; they
+    come stacked along a leading axis."""
 
     @abc.abstractmethod
     def measure(
-        self, target: LocalPosterior, displacement: Displacement, fresh: tuple[Minibatch, ...]
+        self, target: LocalPosterior, displacement: Displacement, fresh: Minibatch | None
     ) -> PyTree:
         """Give the value at w* + δ."""
 
@@ -131,7 +132,8 @@ class GapPair(AbstractObservable):
         check_every(self.every)
 
     def measure(self, target, displacement, fresh):
-        return jnp.stack([target.gap(displacement, batch) for batch in fresh])
+        assert fresh is not None
+        return over_minibatches(lambda batch: target.gap(displacement, batch), fresh)
 
 
 class Positions(AbstractObservable):

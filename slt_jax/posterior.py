@@ -132,7 +132,8 @@ class LocalPosterior(eqx.Module):
         center = self.center(batch) if batch.center is None else batch.center
         losses = self.loss_fn(self.params_at(displacement), batch.examples)
         values, weights = values_and_weights(losses, batch)
-        return weighted_mean(values - jax.lax.stop_gradient(center.losses), weights, batch)
+        gap = weighted_mean(values - jax.lax.stop_gradient(center.losses), weights, batch)
+        return gap.astype(jnp.float32)
 
     def prior_gradient(self, displacement: Displacement) -> Displacement:
         """Give the gradient of the localization and weight-decay terms, in 1/weight."""

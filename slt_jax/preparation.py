@@ -9,12 +9,13 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from slt_jax._tree import on_device, split, stream_of
+from slt_jax._tree import on_device, split
 from slt_jax._types import ChainKey
 from slt_jax.data import Batches
 from slt_jax.fingerprint import fingerprint
 from slt_jax.kernels.base import AbstractKernel, Info
 from slt_jax.minibatch import Minibatch
+from slt_jax.noise import stream_of
 from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
 from slt_jax.restriction import Restriction
@@ -154,7 +155,7 @@ def _begin(
         num_chains=settings.num_chains,
         dispersed=settings.dispersed,
     )
-    check_feeling(*jax.device_get((begun.at_step, begun.at_stationary)))
+    check_feeling(jax.device_get(begun.feeling))
     return begun
 
 

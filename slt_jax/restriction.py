@@ -118,7 +118,7 @@ class Block(eqx.Module):
 
 def _sum_dtype(dtype: Any) -> Any:
     """The dtype in which w* + δ is formed: float32, or the leaf's own if that is wider."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return dtype if jnp.finfo(dtype).bits > 32 else jnp.float32
 
 
 class Restriction(eqx.Module):

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from slt_jax._tree import Static, inner, join, noise_like
+from slt_jax._tree import Static, inner, join
 from slt_jax._types import ChainKey, Displacement, Scalar
 from slt_jax.carry import Carry, Rows
 from slt_jax.kernels.base import AbstractKernel, Info
 from slt_jax.minibatch import Minibatch
+from slt_jax.noise import noise_like
 from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
 
@@ -27,8 +28,9 @@ _NUM_DIRECTIONS = 4
 class Feeling(NamedTuple):
     """Whether the loss feels a displacement: changes of the loss against integrated gradients.
 
-    ``change`` and ``integral`` are float32 ``[component, direction]`` in nats; ``size`` is the
-    displacement per weight, ``scale`` the size of the loss, for its rounding error.
+    ``change`` and ``integral`` are float32 ``[component, 2, direction]`` in nats, first for one
+    step √ε, then for the size of the posterior; ``size`` is the displacement per weight and
+    ``scale`` the size of the loss, for its rounding error, both ``[component, 2]``.
     """
 
     change: Array
@@ -43,8 +45,7 @@ class Start(NamedTuple):
     rows: Rows
     carry: Carry
     centers: dict[str, Any]
-    at_step: Feeling
-    at_stationary: Feeling
+    feeling: Feeling
     weight_sums: Array
 
 
@@ -81,7 +82,7 @@ def start(
 
     batch = batch.with_center(posterior.center(batch))
 
-    def feel(own_starts: Any) -> tuple[Feeling, Feeling]:
+    def feel(own_starts: Any) -> Feeling:
         return _feel(posterior.at_starts(own_starts), kernel, key, batch)
 
     feelings = (
@@ -99,8 +100,7 @@ def start(
         ]
     )
     carry = _carry(jax.vmap(init)(rows), rows, observables, centers)
-    at_step, at_stationary = feelings
-    return Start(rows, carry, centers, at_step, at_stationary, sums)
+    return Start(rows, carry, centers, feelings, sums)
 
 
 def _rows(key: ChainKey, selections: Array, starts: Any, num_chains: int) -> Rows:
@@ -146,53 +146,66 @@ def _dispersed(key: ChainKey, target: LocalPosterior) -> Displacement:
 
 
 def _center(observable: AbstractObservable, posterior: LocalPosterior, batch: Minibatch) -> Any:
-    fresh = (batch,) * observable.num_fresh
+    repeated = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (observable.num_fresh, *leaf.shape)), batch
+    )
+    fresh = repeated if observable.num_fresh else None
     return observable.measure(posterior, posterior.restriction.zeros(), fresh)
 
 
 def _feel(
     target: LocalPosterior, kernel: AbstractKernel, key: ChainKey, batch: Minibatch
-) -> tuple[Feeling, Feeling]:
-    zeros = target.restriction.zeros()
+) -> Feeling:
+    """Compare changes of the loss with integrated gradients, at one step and at stationary size.
+
+    Returns:
+        Every field with leading axis 2: the size √ε of one step, and 1/√(γ + nβh).
+    """
     sizes = kernel.step_sizes(kernel.init(target))
-    directions = [
-        noise_like(jax.random.fold_in(key, number), zeros, target.restriction.labels)
-        for number in range(_NUM_DIRECTIONS)
-    ]
-    mean_size = inner(tuple(jnp.sqrt(s) for s in sizes), tuple(jnp.ones_like(s) for s in sizes))
-    mean_size = mean_size / target.restriction.num_params
-    at_step, curvature = _feel_at(target, directions, mean_size, batch)
-    precision = target.localization + target.n_beta * jnp.maximum(jnp.mean(curvature), 0)
-    stationary = jax.lax.rsqrt(jnp.maximum(precision, jnp.finfo(jnp.float32).tiny))
-    stationary = jnp.where(precision > 0, stationary, mean_size)
-    at_stationary, _ = _feel_at(target, directions, stationary, batch)
-    return at_step, at_stationary
+    ones = tuple(jnp.ones_like(size) for size in sizes)
+    total = inner(tuple(jnp.sqrt(size) for size in sizes), ones)
+    step_size = total / target.restriction.num_params
+
+    # Both sizes go through one loop: the model is compiled once, not once per size.
+    def visit(precision: Scalar, is_first: Array) -> tuple[Scalar, Feeling]:
+        stationary = jax.lax.rsqrt(jnp.maximum(precision, jnp.finfo(jnp.float32).tiny))
+        size = jnp.where(is_first | (precision <= 0), step_size, stationary)
+        feeling, curvature = _feel_at(target, key, size, batch)
+        bent = target.n_beta * jnp.maximum(jnp.mean(curvature), 0)
+        return target.localization + bent, feeling
+
+    start = jnp.ones((), jnp.float32)
+    _, feelings = jax.lax.scan(visit, start, jnp.asarray([True, False]))
+    return feelings
 
 
 def _feel_at(
-    target: LocalPosterior, directions: list[Displacement], size: Scalar, batch: Minibatch
+    target: LocalPosterior, key: ChainKey, size: Scalar, batch: Minibatch
 ) -> tuple[Feeling, Array]:
     """Compare ℓ(w* + ηu) − ℓ(w*) with ∫ ∇ℓ·dw along the way; also give the curvature along u."""
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *directions)
+    zeros, labels = target.restriction.zeros(), target.restriction.labels
 
-    def along(direction: Displacement) -> tuple[Array, Array, Array]:
+    def along(number: Array) -> tuple[Array, Array, Array]:
+        direction = noise_like(jax.random.fold_in(key, number), zeros, labels)
         shift = tuple(size * u for u in direction)
-        slopes = [
-            inner(jax.grad(target.gap)(tuple(node * s for s in shift), batch), shift)
-            for node in _NODES
-        ]
-        integral = sum(w * slope for w, slope in zip(_WEIGHTS, slopes, strict=True))
+
+        def slope_at(node: Array) -> Scalar:
+            gradient = jax.grad(target.gap)(tuple(node * s for s in shift), batch)
+            return inner(gradient, shift)
+
+        slopes = jax.lax.map(slope_at, jnp.asarray(_NODES, jnp.float32))
+        integral = jnp.sum(jnp.asarray(_WEIGHTS, jnp.float32) * slopes)
         square = jnp.maximum(inner(shift, shift), jnp.finfo(jnp.float32).tiny)
         curvature = (slopes[2] - slopes[0]) / ((_NODES[2] - _NODES[0]) * square)
-        return target.gap(shift, batch), jnp.asarray(integral), curvature
+        return target.gap(shift, batch), integral, curvature
 
-    change, integral, curvature = jax.lax.map(along, stacked)
+    change, integral, curvature = jax.lax.map(along, jnp.arange(_NUM_DIRECTIONS))
     assert batch.center is not None
     scale = jnp.max(jnp.abs(batch.center.losses)).astype(jnp.float32)
     return Feeling(change, integral, size, scale), curvature
 
 
-def check_feeling(at_step: Feeling, at_stationary: Feeling) -> None:
+def check_feeling(feeling: Feeling) -> None:
     """Refuse a loss that does not feel displacements of the stationary size.
 
     Warns at the size of one step √ε.
@@ -206,20 +219,16 @@ def check_feeling(at_step: Feeling, at_stationary: Feeling) -> None:
         "that casts weights to a narrow dtype rounds the displacement away: compute w* + δ in "
         "float32 and cast activations instead, or keep the weights in float32"
     )
-    for feeling, name, fatal in (
-        (at_stationary, "the size of the posterior, 1/√(γ + nβh)", True),
-        (at_step, "one step, √ε", False),
-    ):
-        change, integral = np.asarray(feeling.change), np.asarray(feeling.integral)
-        rounding = 32 * np.finfo(np.float32).eps * np.maximum(np.asarray(feeling.scale), 1e-30)
-        miss = np.sqrt(np.mean(np.square(change - integral), axis=-1))
-        size = np.sqrt(np.mean(np.square(integral), axis=-1))
-        for component in np.flatnonzero(miss > 0.1 * size + rounding):
+    kinds = ((1, "the size of the posterior, 1/√(γ + nβh)", True), (0, "one step, √ε", False))
+    rounding = 32 * np.finfo(np.float32).eps * np.maximum(feeling.scale, 1e-30)
+    miss = np.sqrt(np.mean(np.square(feeling.change - feeling.integral), axis=-1))
+    expected = np.sqrt(np.mean(np.square(feeling.integral), axis=-1))
+    changed = np.sqrt(np.mean(np.square(feeling.change), axis=-1))
+    for number, name, fatal in kinds:
+        for component in np.flatnonzero((miss > 0.1 * expected + rounding)[:, number]):
+            at = (component, number)
             text = message.format(
-                size=float(np.ravel(feeling.size)[component]),
-                name=name,
-                change=np.sqrt(np.mean(np.square(change[component]))),
-                integral=size[component],
+                size=feeling.size[at], name=name, change=changed[at], integral=expected[at]
             )
             if fatal:
                 raise ValueError(text)

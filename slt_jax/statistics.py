@@ -255,4 +255,5 @@ def _root(variance: np.ndarray) -> np.ndarray:
 def host_rows(leaf: Array | np.ndarray, num_components: int) -> np.ndarray:
     """Reshape a leaf ``[row, ...]`` to ``[component, chain, ...]`` on the host."""
     array = np.asarray(leaf)
-    return array.reshape(num_components, -1, *array.shape[1:])
+    # Not -1: a chunk shorter than a draw has no entry from which an extent could be inferred.
+    return array.reshape(num_components, array.shape[0] // num_components, *array.shape[1:])

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from slt_jax._tree import Static, inner, join, noise_like, on_device, split, stream_of
-from slt_jax._types import ChainKey, Displacement, Scalar
+from slt_jax._tree import Static, choose, inner, join, norm, on_device, split
+from slt_jax._types import ChainKey, Displacement, Scalar, setting
 from slt_jax.kernels.base import AbstractKernel
-from slt_jax.minibatch import Minibatch
+from slt_jax.minibatch import Minibatch, over_minibatches
+from slt_jax.noise import noise_like, stream_of
 from slt_jax.posterior import LocalPosterior
 from slt_jax.run import Run
+from slt_jax.survey import mean_weight
 
 _NUM_BATCHES = 32
 _NUM_CURVATURE_BATCHES = 4
@@ -59,8 +61,10 @@ def look_around(run: Run, component: int, rows: np.ndarray) -> Surroundings:
     gradient = tuple(jax.device_get(leaf)[component] for leaf in run.survey.gradient)
     arrays, static = split((posterior, run.kernel))
     numbers = _batch_numbers(run)
+    weight = mean_weight(run.posterior, run.batches, run.survey)
+    total = None if weight is None else setting(weight)
     examples, weights = run.batches.rows(numbers)
-    batches = Minibatch(*on_device((examples, weights, _mean_weight(run))))
+    batches = Minibatch(*on_device((examples, weights)), total)
     draws = np.linspace(0, run.num_draws - 1, _NUM_BATCHES).astype(np.int64)
     steps = run.settings.num_burnin_steps + (draws + 1) * run.settings.num_steps_bw_draws
     return _look(
@@ -85,13 +89,6 @@ def _batch_numbers(run: Run) -> np.ndarray:
     )
 
 
-def _mean_weight(run: Run) -> np.ndarray | None:
-    from slt_jax.survey import mean_weight
-
-    weight = mean_weight(run.posterior, run.batches, run.survey)
-    return None if weight is None else np.full(_NUM_BATCHES, weight, np.float32)
-
-
 @functools.partial(jax.jit, static_argnames="static")
 def _look(
     static: Static,
@@ -108,24 +105,18 @@ def _look(
     key = jax.random.fold_in(key, stream_of("surroundings"))
     sizes = jax.vmap(kernel.step_sizes)(states)
     sizes = tuple(jnp.mean(leaf, axis=0) for leaf in sizes)
-    batches = jax.lax.map(lambda batch: batch.with_center(posterior.center(batch)), batches)
+    batches = batches.with_center(over_minibatches(posterior.center, batches))
     last = tuple(leaf[0] for leaf in states.position)
-    hessian = functools.partial(
-        _hessian_product, posterior, _first(batches, _NUM_CURVATURE_BATCHES), sizes
-    )
+    step_curvature, lanczos = _curvature(posterior, key, sizes, gradient, batches)
     plain_noise, anchored_noise = _gradient_noise(posterior, sizes, last, batches)
     return Surroundings(
         _control(posterior, kernel, key, sizes, batches, steps),
-        _step_curvature(posterior, key, sizes, hessian),
-        _lanczos(hessian, gradient),
+        step_curvature,
+        lanczos,
         plain_noise,
         anchored_noise,
         _acceptance(posterior, key, sizes, states.position, batches),
     )
-
-
-def _first(batches: Minibatch, count: int) -> Minibatch:
-    return jax.tree.map(lambda leaf: leaf[:count], batches)
 
 
 def _control(
@@ -140,16 +131,65 @@ def _control(
     gamma = jnp.maximum(posterior.localization, jnp.finfo(jnp.float32).tiny)
     zeros = posterior.restriction.zeros()
 
-    def one(packed: tuple[Array, Array, Minibatch]) -> Scalar:
-        number, step, batch = packed
+    def one(packed: tuple[Array, Array]) -> Scalar:
+        number, step = packed
         noise = noise_like(jax.random.fold_in(key, number), zeros, posterior.restriction.labels)
         shift = tuple(
             xi * jnp.sqrt(kernel.control_variance(size, gamma, step))
             for xi, size in zip(noise, sizes, strict=True)
         )
-        return posterior.gap(posterior.clip(shift), batch)
+        return posterior.gap(posterior.clip(shift), _pick(batches, number))
 
-    return jax.lax.map(one, (jnp.arange(_NUM_BATCHES), steps, batches))
+    return jax.lax.map(one, (jnp.arange(_NUM_BATCHES), steps))
+
+
+def _pick(batches: Minibatch, number: Array) -> Minibatch:
+    examples, weights, center = jax.tree.map(
+        lambda leaf: leaf[number], (batches.examples, batches.weights, batches.center)
+    )
+    return Minibatch(examples, weights, batches.mean_weight, center)
+
+
+def _curvature(
+    posterior: LocalPosterior,
+    key: ChainKey,
+    sizes: Displacement,
+    gradient: Displacement,
+    batches: Minibatch,
+) -> tuple[Scalar, tuple[Array, Array]]:
+    """Estimate Σ_i ε_i H_ii with Rademacher probes, and give Lanczos coefficients of H from g.
+
+    One loop serves both, so that the Hessian product is compiled once: the first iterations are
+    Lanczos steps, the last ones multiply a probe each.
+    """
+    tiny = jnp.finfo(jnp.float32).tiny
+    labels = posterior.restriction.labels
+
+    def visit(state: Any, number: Array) -> tuple[Any, tuple[Scalar, Scalar]]:
+        previous, current, beta = state
+        noise = noise_like(jax.random.fold_in(key, 2**20 + number), current, labels)
+        probe = tuple(
+            jnp.sqrt(size) * jnp.where(xi > 0, jnp.float32(1), jnp.float32(-1))
+            for xi, size in zip(noise, sizes, strict=True)
+        )
+        vector = choose(number < _NUM_LANCZOS_STEPS, current, probe)
+        product = _hessian_product(posterior, batches, sizes, vector)
+        alpha = inner(product, vector)
+        residual = tuple(
+            p - alpha * c - beta * q for p, c, q in zip(product, current, previous, strict=True)
+        )
+        length = norm(residual)
+        unit = tuple(leaf / jnp.maximum(length, tiny) for leaf in residual)
+        return (current, unit, length), (alpha, length)
+
+    unit = tuple(leaf / jnp.maximum(norm(gradient), tiny) for leaf in gradient)
+    zeros = tuple(jnp.zeros_like(leaf) for leaf in gradient)
+    start = (zeros, unit, jnp.zeros((), jnp.float32))
+    _, (alphas, betas) = jax.lax.scan(visit, start, jnp.arange(_NUM_LANCZOS_STEPS + _NUM_PROBES))
+    return (
+        jnp.mean(alphas[_NUM_LANCZOS_STEPS:]),
+        (alphas[:_NUM_LANCZOS_STEPS], betas[:_NUM_LANCZOS_STEPS]),
+    )
 
 
 def _hessian_product(
@@ -157,79 +197,38 @@ def _hessian_product(
 ) -> Displacement:
     """Give H v by central differences over one step √ε: the curvature that the chain feels."""
     tiny = jnp.finfo(jnp.float32).tiny
-    count = sum(leaf.size for leaf in vector)
-    step = jnp.sqrt(sum(jnp.sum(leaf) for leaf in sizes) / count)
-    scale = step * jnp.sqrt(count / jnp.maximum(inner(vector, vector), tiny))
-    forward = tuple(scale * leaf for leaf in vector)
+    ones = tuple(jnp.ones_like(leaf) for leaf in sizes)
+    scale = jnp.sqrt(inner(sizes, ones) / jnp.maximum(inner(vector, vector), tiny))
 
-    def one(batch: Minibatch) -> Displacement:
-        up = jax.grad(posterior.gap)(forward, batch)
-        down = jax.grad(posterior.gap)(tuple(-leaf for leaf in forward), batch)
-        return tuple((u - d) / (2 * scale) for u, d in zip(up, down, strict=True))
+    def one(number: Array) -> Displacement:
+        sign = jnp.where(number % 2 == 0, jnp.float32(1), jnp.float32(-1))
+        shift = tuple(sign * scale * leaf for leaf in vector)
+        gradient = jax.grad(posterior.gap)(shift, _pick(batches, number // 2))
+        return tuple(sign * leaf for leaf in gradient)
 
-    return tuple(jnp.mean(leaf, axis=0) for leaf in jax.lax.map(one, batches))
-
-
-def _step_curvature(
-    posterior: LocalPosterior, key: ChainKey, sizes: Displacement, hessian: Any
-) -> Scalar:
-    """Estimate Σ_i ε_i H_ii by Hutchinson's method with Rademacher probes."""
-    zeros = posterior.restriction.zeros()
-
-    def one(number: Array) -> Scalar:
-        noise = noise_like(
-            jax.random.fold_in(key, 2**20 + number), zeros, posterior.restriction.labels
-        )
-        probe = tuple(
-            jnp.sqrt(size) * jnp.where(xi > 0, 1.0, -1.0).astype(jnp.float32)
-            for xi, size in zip(noise, sizes, strict=True)
-        )
-        return inner(probe, hessian(probe))
-
-    return jnp.mean(jax.lax.map(one, jnp.arange(_NUM_PROBES)))
-
-
-def _lanczos(hessian: Any, start: Displacement) -> tuple[Array, Array]:
-    """Give the Lanczos coefficients of H from ``start``: quadrature nodes for startᵀ f(H) start."""
-    tiny = jnp.finfo(jnp.float32).tiny
-
-    def step(state: Any, _: None) -> tuple[Any, tuple[Scalar, Scalar]]:
-        previous, current, beta = state
-        product = hessian(current)
-        alpha = inner(product, current)
-        residual = tuple(
-            p - alpha * c - beta * q for p, c, q in zip(product, current, previous, strict=True)
-        )
-        length = jnp.sqrt(inner(residual, residual))
-        unit = tuple(leaf / jnp.maximum(length, tiny) for leaf in residual)
-        return (current, unit, length), (alpha, length)
-
-    length = jnp.sqrt(inner(start, start))
-    unit = tuple(leaf / jnp.maximum(length, tiny) for leaf in start)
-    zeros = tuple(jnp.zeros_like(leaf) for leaf in start)
-    _, coefficients = jax.lax.scan(
-        step, (zeros, unit, jnp.zeros((), jnp.float32)), None, length=_NUM_LANCZOS_STEPS
-    )
-    return coefficients
+    gradients = jax.lax.map(one, jnp.arange(2 * _NUM_CURVATURE_BATCHES))
+    return tuple(jnp.mean(leaf, axis=0) / scale for leaf in gradients)
 
 
 def _gradient_noise(
     posterior: LocalPosterior, sizes: Displacement, position: Displacement, batches: Minibatch
 ) -> tuple[Scalar, Scalar]:
     """Give Σ_i ε_i Var(ĝ_i) over minibatches at a chain's position, plain and anchored at w*."""
-    zeros = posterior.restriction.zeros()
 
-    def gradients(batch: Minibatch) -> tuple[Displacement, Displacement]:
-        here = jax.grad(posterior.gap)(position, batch)
-        center = jax.grad(posterior.gap)(zeros, batch)
-        return here, tuple(h - c for h, c in zip(here, center, strict=True))
+    def one(number: Array) -> Displacement:
+        at_center = number >= _NUM_NOISE_BATCHES
+        here = tuple(jnp.where(at_center, jnp.zeros_like(leaf), leaf) for leaf in position)
+        return jax.grad(posterior.gap)(here, _pick(batches, number % _NUM_NOISE_BATCHES))
 
-    here, anchored = jax.lax.map(gradients, _first(batches, _NUM_NOISE_BATCHES))
+    gradients = jax.lax.map(one, jnp.arange(2 * _NUM_NOISE_BATCHES))
+    here = tuple(leaf[:_NUM_NOISE_BATCHES] for leaf in gradients)
+    center = tuple(leaf[_NUM_NOISE_BATCHES:] for leaf in gradients)
 
     def spread(gradients: Displacement) -> Scalar:
         variances = (jnp.var(leaf, axis=0, ddof=1) for leaf in gradients)
         return inner(sizes, tuple(variances))
 
+    anchored = tuple(h - c for h, c in zip(here, center, strict=True))
     return spread(here), spread(anchored)
 
 
@@ -245,23 +244,26 @@ def _acceptance(
 
     def one(packed: tuple[Array, Displacement]) -> Scalar:
         number, position = packed
-        batch = jax.tree.map(lambda leaf: leaf[number % _NUM_BATCHES], batches)
-        density = jax.value_and_grad(lambda d: posterior.log_density(d, batch))
-        value, slope = density(position)
-        noise = noise_like(
-            jax.random.fold_in(key, 2**21 + number), position, posterior.restriction.labels
-        )
-        proposal = tuple(
-            d + 0.5 * e * g + jnp.sqrt(e) * xi
-            for d, e, g, xi in zip(position, sizes, slope, noise, strict=True)
-        )
-        new_value, new_slope = density(proposal)
+        batch = _pick(batches, number % _NUM_BATCHES)
+        labels = posterior.restriction.labels
+        noise = noise_like(jax.random.fold_in(key, 2**21 + number), position, labels)
+
+        # The density is visited at the position, then at the proposal made there.
+        def visit(state: Any, _: None) -> tuple[Any, tuple[Scalar, Displacement, Displacement]]:
+            here, kick = state
+            value, slope = jax.value_and_grad(posterior.log_density)(here, batch)
+            proposal = tuple(
+                d + 0.5 * e * g + jnp.sqrt(e) * xi
+                for d, e, g, xi in zip(here, sizes, slope, kick, strict=True)
+            )
+            return (proposal, kick), (value, here, slope)
+
+        _, (values, points, slopes) = jax.lax.scan(visit, (position, noise), None, length=2)
         backward = sum(
-            jnp.sum((d - p - 0.5 * e * g) ** 2 / (2 * e))
-            for d, p, e, g in zip(position, proposal, sizes, new_slope, strict=True)
+            jnp.sum((d[0] - d[1] - 0.5 * e * g[1]) ** 2 / (2 * e))
+            for d, e, g in zip(points, sizes, slopes, strict=True)
         )
-        forward = 0.5 * inner(noise, noise)
-        ratio = new_value - value + forward - backward
+        ratio = values[1] - values[0] + 0.5 * inner(noise, noise) - backward
         return jnp.exp(jnp.minimum(jnp.where(jnp.isfinite(ratio), ratio, -1e4), 0.0))
 
     return jax.lax.map(one, (jnp.arange(num_rows), positions))

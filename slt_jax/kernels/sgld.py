@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
-from slt_jax._tree import choose, noise_like, norm
+from slt_jax._tree import choose, norm
 from slt_jax._types import ChainKey, Counter, Displacement, Scalar, as_float, setting
 from slt_jax.kernels.base import AbstractKernel, BiasFactors, Info
 from slt_jax.kernels.gradients import AbstractGradient, plain
 from slt_jax.kernels.preconditioner import AbstractPreconditioner, identity
+from slt_jax.noise import noise_like
 
 NEVER = np.int32(2**31 - 1)
 

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from slt_jax._tree import inner, noise_like, norm
+from slt_jax._tree import inner, norm
 from slt_jax._types import Displacement, Scalar, as_float, setting
 from slt_jax.kernels.base import AbstractKernel, BiasFactors, Info
 from slt_jax.kernels.gradients import AbstractGradient, plain
 from slt_jax.kernels.sghmc import momentum_inflation
 from slt_jax.kernels.sgld import positive_step_size
+from slt_jax.noise import noise_like
 
 
 class SgnhtState(NamedTuple):
