@@ -125,7 +125,7 @@ class Batches:
         """Whether every step draws its batch independently of all earlier steps."""
         return self.order is None
 
-    def indices(self, key: ChainKey, step: Counter) -> Int[Array, " batch"]:
+    def indices(self, key: ChainKey, step: Counter | int) -> Int[Array, " batch"]:
         """Give the numbers of the examples in the batch of ``step``."""
         if self.order is not None:
             return self.order(key, step)

@@ -14,6 +14,7 @@ from slt_jax._types import ChainKey
 from slt_jax.data import Batches
 from slt_jax.fingerprint import fingerprint
 from slt_jax.kernels.base import AbstractKernel, Info
+from slt_jax.kernels.exact import Exact
 from slt_jax.minibatch import Minibatch
 from slt_jax.noise import stream_of
 from slt_jax.observables import AbstractObservable
@@ -201,6 +202,10 @@ def _metadata(
 
 def describe(kernel: eqx.Module) -> str:
     """Write a kernel and its settings as text, such as ``Sgld(step_size=1e-05, ...)``."""
+    if isinstance(kernel, Exact):
+        name = kernel.build.__name__.removeprefix("_build_")
+        options = "".join(f", {option}={value}" for option, value in kernel.options)
+        return f"{name}(step_size={float(kernel.step_size):.6g}{options})"
     parts = []
     for name, value in vars(kernel).items():
         if name == "adaptation_steps":

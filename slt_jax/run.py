@@ -198,16 +198,19 @@ class Run:
             ValueError: more than one component.
         """
         import arviz
+        import xarray
 
         if len(self.components) != 1:
             raise ValueError(f"one component at a time; this run has {list(self.components)}")
         draws = self.positions if "positions" in self.totals else {}
-        return arviz.from_dict(
-            posterior={name: values[0] for name, values in draws.items()}
-            | {"loss_gap": self.traces["gap"][0]},
-            sample_stats={name: trace[0] for name, trace in self.traces.items() if name != "gap"},
-            attrs=dict(self.metadata),
-        )
+        groups = {
+            "posterior": _dataset({name: values[0] for name, values in draws.items()}),
+            "sample_stats": _dataset({name: trace[0] for name, trace in self.traces.items()}),
+        }
+        groups["sample_stats"].attrs |= {name: str(value) for name, value in self.metadata.items()}
+        if hasattr(arviz, "InferenceData"):
+            return arviz.InferenceData(**groups)
+        return xarray.DataTree.from_dict(groups)
 
     def __str__(self) -> str:
         return (
@@ -215,3 +218,18 @@ class Run:
             f"{self.num_draws} draws after {self.settings.num_burnin_steps} burn-in steps; "
             f"{self.health})"
         )
+
+
+def _dataset(arrays: dict[str, np.ndarray]) -> Any:
+    """Name the axes of arrays ``[chain, draw, ...]``."""
+    import xarray
+
+    return xarray.Dataset(
+        {
+            name: (
+                ("chain", "draw", *(f"{name}_dim_{k}" for k in range(array.ndim - 2))),
+                array,
+            )
+            for name, array in arrays.items()
+        }
+    )

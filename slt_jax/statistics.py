@@ -115,7 +115,7 @@ class Mean(AbstractStatistic):
 
     def finalize(self, total):
         mean = jax.tree.map(lambda s: _ratio(s, total["weight"]), total["first"])
-        count = total["batches"]
+        count = int(total["batches"])
         error = jax.tree.map(
             lambda m, q: _root(_scatter(m, m, q, count)), total["mean"], total["square"]
         )
@@ -173,7 +173,7 @@ class Covariance(AbstractStatistic):
     def finalize(self, total):
         x, y, product = (_ratio(leaf, total["weight"]) for leaf in total["sums"])
         x, y = x[..., :, None], y[..., None, :]
-        mean, pairs, count = total["mean"], total["pairs"], total["batches"]
+        mean, pairs, count = total["mean"], total["pairs"], int(total["batches"])
 
         def scatter(a: str, b: str) -> np.ndarray:
             return _scatter(mean[a], mean[b], pairs[f"{a}*{b}"], count)
@@ -218,7 +218,7 @@ class Variance(AbstractStatistic):
 
     def finalize(self, total):
         x, q = (_ratio(leaf, total["weight"]) for leaf in total["sums"])
-        m, count = total["mean"], total["batches"]
+        m, count = total["mean"], int(total["batches"])
         variance = (
             _scatter(m["q"], m["q"], m["q*q"], count)
             - 4 * x * _scatter(m["x"], m["q"], m["x*q"], count)

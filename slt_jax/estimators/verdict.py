@@ -32,6 +32,7 @@ class Verdict:
 OK = Verdict("ok", "", "")
 
 MIN_TIMES = 20
+MIN_DRAWS = 40
 MAX_R_HAT = 1.05
 MAX_BIAS = 0.1
 MAX_REMAINING = 0.1
@@ -104,11 +105,17 @@ def _step_too_large(result: "LLCResult") -> Verdict | None:
 
 def _too_short(result: "LLCResult") -> Verdict | None:
     draws, time = result.num_draws, result.autocorrelation_time
-    if draws < MIN_TIMES * time or draws < MIN_TIMES:
+    if draws < MIN_DRAWS:
+        return Verdict(
+            "too short",
+            f"{draws} draws are too few to tell how correlated they are",
+            f"Take {MIN_DRAWS} draws or more",
+        )
+    if draws < MIN_TIMES * time:
         return Verdict(
             "too short",
             f"{draws} draws are fewer than {MIN_TIMES} autocorrelation times of {time:.1f} draws",
-            f"Take {math.ceil(MIN_TIMES * max(time, 1.0))} draws or more, or more steps per draw",
+            f"Take {math.ceil(MIN_TIMES * time)} draws or more, or more steps per draw",
         )
     if result.remaining_rise <= MAX_REMAINING * abs(result.mean):
         return None
