@@ -43,7 +43,7 @@ def setting(value: Any) -> jax.Array:
     ``jnp.asarray`` compiles a conversion program for every Python scalar; an explicit
     ``device_put`` of a NumPy scalar does not, and is allowed under a transfer guard.
     """
-    if isinstance(value, jax.Array):
+    if isinstance(value, Tracer) or (isinstance(value, jax.Array) and value.dtype == np.float32):
         return value
     return jax.device_put(np.asarray(value, dtype=np.float32))
 

@@ -1,7 +1,8 @@
 """Random access to examples: arrays, pytrees of arrays, memory maps, and sequences of rows."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+import abc
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,23 +11,22 @@ from slt_jax._tree import path_table
 from slt_jax._types import Examples
 
 
-@runtime_checkable
-class Dataset(Protocol):
+class Dataset(abc.ABC):
     """Examples by number: what ``Batches`` draws from."""
 
     num_examples: int
 
+    @abc.abstractmethod
     def rows(self, indices: np.ndarray) -> Examples:
         """Give the examples with these numbers as a pytree of NumPy arrays."""
-        ...
 
     @property
+    @abc.abstractmethod
     def num_bytes(self) -> int:
         """The size of all examples in bytes, as placed on a device."""
-        ...
 
 
-class ArrayDataset:
+class ArrayDataset(Dataset):
     """A pytree of arrays (or memory maps) that share their leading axis."""
 
     def __init__(self, arrays: Examples):
@@ -54,7 +54,7 @@ class ArrayDataset:
         return jax.tree.map(lambda leaf: canonical(np.asarray(leaf[indices])), self.arrays)
 
 
-class RowDataset:
+class RowDataset(Dataset):
     """Anything with ``__len__`` and ``__getitem__``, one pytree of arrays per example.
 
     A Hugging Face data set, a grain source, a torch-style map data set or a plain list of rows.
@@ -103,6 +103,11 @@ def open_dataset(source: Any) -> Dataset:
         TypeError: neither of these; a one-shot iterator among them.
         ValueError: no example, or arrays of unequal length.
     """
+    if isinstance(source, Iterator):
+        raise TypeError(
+            f"data must be indexed, got {type(source).__name__}: an iterator can be read only once; "
+            "turn it into a list first"
+        )
     if isinstance(source, list) and source and all(hasattr(item, "shape") for item in source):
         raise TypeError(
             "a list of arrays could be columns or rows: pass tuple(...) if its items are the "
@@ -123,8 +128,7 @@ def open_dataset(source: Any) -> Dataset:
     else:
         raise TypeError(
             f"data must be arrays with one entry per example, a pytree of them, or an object with "
-            f"__len__ and __getitem__; got {type(source).__name__}. An iterator can be read only "
-            "once: turn it into a list first"
+            f"__len__ and __getitem__; got {type(source).__name__}"
         )
     if dataset.num_examples == 0:
         raise ValueError("the data set is empty: got 0 examples")

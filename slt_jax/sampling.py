@@ -254,12 +254,18 @@ class Ledger:
         totals[name] = statistic.merge(totals.get(name), contribution)
 
     def run(self, carry: Any) -> Run:
-        """Give the run so far."""
+        """Give the run so far; what a dead chain would have reported after its death is NaN."""
+        traces = {name: np.concatenate(parts, axis=-1) for name, parts in self.traces.items()}
+        settings, died_at = self.begun.settings, self.health.died_at[..., None]
+        last_steps = settings.num_burnin_steps + settings.num_steps_bw_draws * (
+            1 + np.arange(traces["gap"].shape[-1])
+        )
+        dead = ~self.health.alive[..., None] & (last_steps > died_at)
         return dataclasses.replace(
             self.begun,
             carry=carry,
             step=self.step,
-            traces={name: np.concatenate(parts, axis=-1) for name, parts in self.traces.items()},
+            traces={name: np.where(dead, np.float32(np.nan), t) for name, t in traces.items()},
             burnin_gap=np.concatenate(self.burnin_gap, axis=-1),
             totals=self.totals.copy(),
             health=self.health,

@@ -18,11 +18,11 @@ from slt_jax.noise import noise_like
 from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
 
-# Three-point Gauss–Legendre nodes and weights on [0, 1]: exact for cubic gradients and beyond, so
-# that a curved loss is not mistaken for one that rounds.
-_NODES = (0.5 - 0.5 * 0.6**0.5, 0.5, 0.5 + 0.5 * 0.6**0.5)
-_WEIGHTS = (5 / 18, 8 / 18, 5 / 18)
-_NUM_DIRECTIONS = 4
+# Gauss–Legendre nodes and weights on [0, 1]: exact for gradients of degree 9, so that a strongly
+# curved loss is not mistaken for one that rounds.
+_NODES, _WEIGHTS = (array.astype(np.float32) for array in np.polynomial.legendre.leggauss(5))
+_NODES, _WEIGHTS = 0.5 + 0.5 * _NODES, 0.5 * _WEIGHTS
+_NUM_DIRECTIONS = 2
 
 
 class Feeling(NamedTuple):
@@ -193,10 +193,10 @@ def _feel_at(
             gradient = jax.grad(target.gap)(tuple(node * s for s in shift), batch)
             return inner(gradient, shift)
 
-        slopes = jax.lax.map(slope_at, jnp.asarray(_NODES, jnp.float32))
-        integral = jnp.sum(jnp.asarray(_WEIGHTS, jnp.float32) * slopes)
+        slopes = jax.lax.map(slope_at, jnp.asarray(_NODES))
+        integral = jnp.sum(jnp.asarray(_WEIGHTS) * slopes)
         square = jnp.maximum(inner(shift, shift), jnp.finfo(jnp.float32).tiny)
-        curvature = (slopes[2] - slopes[0]) / ((_NODES[2] - _NODES[0]) * square)
+        curvature = (slopes[-1] - slopes[0]) / (float(_NODES[-1] - _NODES[0]) * square)
         return target.gap(shift, batch), integral, curvature
 
     change, integral, curvature = jax.lax.map(along, jnp.arange(_NUM_DIRECTIONS))

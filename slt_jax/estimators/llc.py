@@ -32,6 +32,7 @@ def llc(
     key: ChainKey,
     *,
     evaluation: Probe | None = None,
+    data_refined: bool = False,
     drop_diverged: bool = False,
     surroundings: bool = True,
     **options: Unpack[SampleOptions],
@@ -51,8 +52,10 @@ def llc(
         key: one typed threefry key.
         evaluation: measure the gap on these examples at every draw instead of on the minibatches;
             needed with a batch order of your own, and for the singular fluctuation.
+        data_refined: ``batches`` are not what w* was trained on: a gradient at w* is then expected,
+            and noted instead of held against the estimate.
         drop_diverged: leave out chains that became non-finite, with their whole history.
-        surroundings: measure control, curvature, noise and acceptance around w* as well: about 200
+        surroundings: measure control, curvature, noise and acceptance around w* as well: about 150
             minibatch gradients.
         **options: as for ``slt.sample``.
 
@@ -82,7 +85,9 @@ def llc(
     own = _observables(kernel, evaluation, options)
     options["observables"] = dict(options.get("observables") or {}) | own
     run = sample(posterior, kernel, batches, key, **options)
-    return llc_from(run, drop_diverged=drop_diverged, surroundings=surroundings)
+    return llc_from(
+        run, data_refined=data_refined, drop_diverged=drop_diverged, surroundings=surroundings
+    )
 
 
 def _observables(kernel: AbstractKernel, evaluation: Probe | None, options: Any) -> dict[str, Any]:
@@ -101,6 +106,7 @@ def llc_from(
     run: Run,
     *,
     component: str | None = None,
+    data_refined: bool = False,
     drop_diverged: bool = False,
     surroundings: bool = True,
 ) -> LLCResult:
@@ -109,6 +115,7 @@ def llc_from(
     Args:
         run: from ``slt.sample``.
         component: which one, if the run has several.
+        data_refined: the run's batches are not what w* was trained on.
         drop_diverged: leave out chains that became non-finite, with their whole history.
         surroundings: measure control, curvature, noise and acceptance around w* as well.
 
@@ -147,6 +154,7 @@ def llc_from(
         effective_curvature=float(run.posterior.localization) / n_beta if n_beta else math.inf,
         num_params=run.posterior.restriction.num_params,
         num_dropped=int((~alive).sum()),
+        data_refined=data_refined,
         adjusted=run.kernel.adjusted,
         comparable_starts=run.settings.dispersed and run.batches.per_chain,
         metadata=dict(run.metadata) | {"num_draws": run.num_draws},

@@ -58,6 +58,7 @@ class LLCResult:
         second_estimator, second_estimator_error: (nβ)² Var_w(L_n), free of L_n(w*).
         singular_fluctuation: (nβ/2) mean_i Var_w(ℓ_i); NaN without an evaluation set.
         wbic: n E_w[L_n] in nats, at nβ = n/log n only; NaN otherwise.
+        data_refined: whether w* was trained on other data, so that a gradient at it is expected.
         num_dropped: chains left out because they became non-finite.
         findings: all findings, gravest first.
     """
@@ -100,6 +101,7 @@ class LLCResult:
     wbic: float
     num_params: int
     num_dropped: int
+    data_refined: bool
     adjusted: bool
     comparable_starts: bool
     metadata: dict[str, Any]
@@ -161,6 +163,10 @@ class LLCResult:
             lines.append(
                 f"  predicted bias: step size +{100 * self.bias.step_size:.1f} %, minibatch at "
                 f"most +{100 * self.bias.minibatch:.1f} %"
+            )
+        if self.data_refined and math.isfinite(self.first_order):
+            lines.append(
+                f"  the gradient at w* lowers the estimate by about {self.first_order:.3g}"
             )
         lines += [f"  also {finding}" for finding in self.findings[1:]]
         return lines

@@ -64,7 +64,8 @@ def look_around(run: Run, component: int, rows: np.ndarray) -> Surroundings:
     weight = mean_weight(run.posterior, run.batches, run.survey)
     total = None if weight is None else setting(weight)
     examples, weights = run.batches.rows(numbers)
-    batches = Minibatch(*on_device((examples, weights)), total)
+    examples, weights = on_device((examples, weights))
+    batches = Minibatch(examples, weights, total)
     draws = np.linspace(0, run.num_draws - 1, _NUM_BATCHES).astype(np.int64)
     steps = run.settings.num_burnin_steps + (draws + 1) * run.settings.num_steps_bw_draws
     return _look(

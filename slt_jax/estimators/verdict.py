@@ -68,6 +68,8 @@ def _diverged(result: "LLCResult") -> Verdict | None:
 
 
 def _not_at_a_minimum(result: "LLCResult") -> Verdict | None:
+    if result.data_refined:
+        return None
     negative = result.mean + 2 * result.standard_error < 0
     term = result.first_order
     strong = math.isfinite(term) and term > MAX_BIAS * abs(result.mean)
