@@ -105,8 +105,8 @@ def open_dataset(source: Any) -> Dataset:
     """
     if isinstance(source, Iterator):
         raise TypeError(
-            f"data must be indexed, got {type(source).__name__}: an iterator can be read only once; "
-            "turn it into a list first"
+            f"data must be indexed, got {type(source).__name__}: an iterator can be read only "
+            "once; turn it into a list first"
         )
     if isinstance(source, list) and source and all(hasattr(item, "shape") for item in source):
         raise TypeError(

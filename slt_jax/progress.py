@@ -28,6 +28,8 @@ class ProgressBar:
 
     def __exit__(self, *exception: object) -> None:
         if self.bar is not None:
+            # A short run is over before tqdm's next redraw: show where it ended.
+            self.bar.refresh()
             self.bar.close()
 
     def show(self, ledger: "Ledger") -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from slt_jax._tree import path_table
+from slt_jax._tree import on_device, path_table
 from slt_jax._types import ChainKey, Params
 from slt_jax.data import Batches
 from slt_jax.estimators.series import mean_error
@@ -115,7 +115,7 @@ def _check_step(
 ) -> None:
     run = prepare(posterior, kernel, batches, key, {"num_chains": 1})
     examples, _ = batches.rows(np.arange(batches.batch_size))
-    batch = run.kernel.prepare(run.posterior, Minibatch(examples))
+    batch = run.kernel.prepare(run.posterior, Minibatch(on_device(examples)))
     state = run.kernel.init(run.posterior, (jnp.full((3,), 0.1, jnp.float32),))
     step = jax.jit(lambda key, state: run.kernel.step(key, run.posterior, state, batch))
     first, info = step(key, state)
