@@ -178,5 +178,12 @@ def over_probe(fn: Callable[[Any], PyTree], probe: Probe, with_weights: bool = F
         padded = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], padding, axis=0)])
         return padded.reshape(num_batches, probe.batch_size, *leaf.shape[1:])
 
-    stacked = jax.lax.map(fn, jax.tree.map(cut, inputs))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:size], stacked)
+    def join(leaf: jax.Array) -> jax.Array:
+        if leaf.shape[1:2] != (probe.batch_size,):
+            raise ValueError(
+                f"a probe with batch_size={probe.batch_size} needs values with one entry per "
+                f"example, got shape {leaf.shape[1:]}; leave it out to measure anything else"
+            )
+        return leaf.reshape(-1, *leaf.shape[2:])[:size]
+
+    return jax.tree.map(join, jax.lax.map(fn, jax.tree.map(cut, inputs)))

@@ -1,0 +1,327 @@
+"""What must not change the numbers: cutting, resuming, company, and the death of a neighbour.
+
+Unless a tolerance is given, equal means equal to the bit.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import slt_jax as slt
+from tests.helpers import (
+    NUM_CHAINS,
+    PARAMS,
+    POSTERIOR,
+    assert_close,
+    assert_same,
+    compiled_programs,
+    head,
+    make_posterior,
+    network_loss,
+    numbers,
+    of_chains,
+    sample,
+)
+
+SHORT = slt.Execution(steps_per_chunk=7)
+SHORTER_THAN_A_DRAW = slt.Execution(steps_per_chunk=2)
+ONE_BY_ONE = slt.Execution(rows="map")
+HEADS = {"first": head(0), "second": head(1)}
+FRAGILE = 2
+
+
+# -- cutting and resuming ------------------------------------------------------------------------
+
+
+def test_chunks_leave_no_trace():
+    assert_same(numbers(sample(execution=SHORT)), numbers(sample()))
+
+
+def test_chunks_may_be_shorter_than_a_draw():
+    options = {"num_steps_bw_draws": 3, "num_draws": 9, "num_burnin_steps": 13}
+    cut = sample(**options, execution=SHORTER_THAN_A_DRAW)
+    assert_same(numbers(cut), numbers(sample(**options)))
+
+
+def test_a_run_without_burnin_is_cut_the_same():
+    options = {"num_draws": 20, "num_burnin_steps": 0}
+    assert_same(numbers(sample(**options, execution=SHORT)), numbers(sample(**options)))
+
+
+@pytest.mark.parametrize("first", [1, 13, 29])
+def test_a_resumed_run_is_the_uninterrupted_one(first):
+    begun = sample(num_draws=first)
+    resumed = slt.extend(begun, 30 - first, progress=False)
+    assert_same(numbers(resumed), numbers(sample(num_draws=30)))
+    assert resumed.step == 40
+    assert resumed.num_draws == resumed.settings.num_draws == 30
+
+
+def test_a_run_can_be_resumed_with_other_chunks():
+    begun = sample(num_draws=13, execution=SHORT)
+    resumed = slt.extend(begun, 17, progress=False, execution=slt.Execution())
+    assert_same(numbers(resumed), numbers(sample(num_draws=30)))
+
+
+@pytest.mark.parametrize("stop_after", [5, 10, 12, 14], ids=["burn-in", "end", "amid", "draw"])
+def test_a_run_stopped_by_a_hook_goes_on_where_it_was(stop_after):
+    def stop(progress):
+        return progress.step >= stop_after
+
+    options = {"num_steps_bw_draws": 3, "execution": SHORTER_THAN_A_DRAW}
+    stopped = sample(num_draws=9, hooks=[stop], **options)
+    assert stop_after <= stopped.step < stop_after + 2
+    resumed = slt.extend(stopped, 9 - stopped.num_draws, progress=False)
+    assert_same(numbers(resumed), numbers(sample(num_draws=9, **options)))
+
+
+def test_extending_twice_gives_the_same_twice_and_leaves_the_run_as_it_was():
+    run = sample(num_draws=13)
+    before = jax.tree.map(np.array, numbers(run))
+    first = slt.extend(run, 10, progress=False)
+    second = slt.extend(run, 10, progress=False)
+    assert_same(numbers(first), numbers(second))
+    assert_same(numbers(run), before)
+    third = slt.extend(first, 7, progress=False)
+    assert_same(numbers(third), numbers(sample(num_draws=30)))
+
+
+# -- company -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def by_number():
+    """Runs of 1, 4 and 8 chains, all at once and one by one."""
+    return {
+        (count, execution.rows): sample(observables=None, num_chains=count, execution=execution)
+        for count in (1, 4, 8)
+        for execution in (slt.Execution(), ONE_BY_ONE)
+    }
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_chains_one_by_one_do_not_depend_on_their_number(by_number, count):
+    few, many = by_number[count, "map"], by_number[8, "map"]
+    assert_same(of_chains(few, slice(None)), of_chains(many, slice(count)))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_chains_at_once_agree_to_rounding_and_their_noise_to_the_bit(by_number, count):
+    few, many = by_number[count, "vmap"], by_number[8, "vmap"]
+    assert np.array_equal(few.traces["noise_norm"], many.traces["noise_norm"][:, :count])
+    assert_close(of_chains(few, slice(None)), of_chains(many, slice(count)), 1e-6)
+
+
+def test_ways_of_computing_rows_agree_to_rounding(by_number):
+    at_once, one_by_one = by_number[8, "vmap"], by_number[8, "map"]
+    assert_close(of_chains(at_once, slice(None)), of_chains(one_by_one, slice(None)), 1e-6)
+
+
+def test_first_positions_show_that_noise_is_the_same_to_the_bit():
+    """Without a gradient a step is its noise: equal at every width, vmap or not."""
+    free = make_posterior(n_beta=0.0, localization=0.0)
+    options = {"observables": None, "num_draws": 3, "num_burnin_steps": 0}
+    runs = [
+        sample(free, num_chains=count, execution=execution, **options).positions
+        for count in (1, 4, 8)
+        for execution in (slt.Execution(), ONE_BY_ONE)
+    ]
+    for run in runs[:4]:
+        for name, draws in run.items():
+            count = draws.shape[1]
+            assert np.array_equal(draws, runs[4][name][:, :count])
+
+
+# -- components ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def heads():
+    return sample(components=HEADS)
+
+
+def of_component(run, number):
+    picked = {name: trace[number] for name, trace in run.traces.items()}
+    return picked | {name: draws[number] for name, draws in run.positions.items()}
+
+
+def test_a_component_is_sampled_in_company_as_alone(heads):
+    for number, name in enumerate(HEADS):
+        alone = sample(POSTERIOR.restrict(HEADS[name]))
+        assert_close(of_component(alone, 0), of_component(heads, number), 1e-6)
+        noise = "noise_norm"
+        assert np.array_equal(alone.traces[noise][0], heads.traces[noise][number])
+
+
+def test_a_component_one_by_one_does_not_depend_on_its_company():
+    together = sample(observables=None, components=HEADS, execution=ONE_BY_ONE)
+    for number, name in enumerate(HEADS):
+        alone = sample(observables=None, components={name: HEADS[name]}, execution=ONE_BY_ONE)
+        assert_same(of_component(alone, 0), of_component(together, number))
+
+
+def test_the_order_and_the_names_of_components_do_not_matter(heads):
+    swapped = sample(components={"b": head(1), "a": head(0)})
+    for number in range(2):
+        assert_same(of_component(swapped, 1 - number), of_component(heads, number))
+
+
+def test_an_alias_is_sampled_with_the_same_noise(heads):
+    # Query, key and value of the first head of a layout with the heads outermost are one block.
+    alias = slt.Restriction([slt.Block("attention", (9, 4), (9, 2), (0, 0))])
+    assert alias.selection_hash == head(0).selection_hash
+    run = sample(POSTERIOR.restrict(alias), observables=None)
+    assert_close(run.traces["gap"][0], heads.traces["gap"][0], 1e-6)
+
+
+def test_components_have_their_own_noise_unless_they_are_paired():
+    free = make_posterior(n_beta=0.0, localization=0.0)
+    own, paired = (sample(free, components=HEADS, paired=flag) for flag in (False, True))
+    for draws in own.positions.values():
+        assert not np.any(draws[0] == draws[1])
+    for draws in paired.positions.values():
+        assert np.array_equal(draws[0], draws[1])
+        assert len(np.unique(draws[0, :, 0])) == draws[0, :, 0].size, "chains still differ"
+
+
+def test_components_resume_as_others_do(heads):
+    begun = sample(components=HEADS, num_draws=13)
+    assert_same(numbers(slt.extend(begun, 17, progress=False)), numbers(heads))
+
+
+def test_components_must_fit_together():
+    with pytest.raises(ValueError, match="same paths and sizes"):
+        sample(components={"head": head(0), "all": slt.Restriction.full(PARAMS)})
+    alias = slt.Restriction([slt.Block("attention", (3, 3, 2, 2), (3, 3, 1, 2), (0, 0, 0, 0))])
+    with pytest.raises(ValueError, match="'one' and 'other' select the same weights"):
+        sample(components={"one": head(0), "other": alias})
+    unknown = slt.Restriction([slt.Block("mlp", (3, 3, 2, 2), (3, 3, 1, 2))])
+    with pytest.raises(ValueError, match="unknown path 'mlp'"):
+        sample(components={"one": unknown})
+
+
+# -- a chain that dies ---------------------------------------------------------------------------
+
+
+def fragile_loss(limits, params, batch):
+    """The network's loss, of which value or gradient is lost once an output weight has risen."""
+    of_value, of_gradient = limits
+    risen = params["output"][FRAGILE] - PARAMS["output"][FRAGILE]
+    # Beyond the limit the root is 0 and its slope infinite: 0 · ∞ is not a number.
+    steep = 0.0 * jnp.sqrt(jnp.maximum(of_gradient - risen, 0.0))
+    return jnp.where(risen > of_value, jnp.nan, network_loss(params, batch) + steep)
+
+
+def sample_fragile(of_value=1e6, of_gradient=1e6, **options):
+    limits = np.float32(of_value), np.float32(of_gradient)
+    posterior = make_posterior(eqx.Partial(fragile_loss, limits))
+    return sample(posterior, num_burnin_steps=0, **options)
+
+
+@pytest.fixture(scope="module")
+def healthy():
+    return sample_fragile()
+
+
+@pytest.fixture(scope="module", params=["of_value", "of_gradient"])
+def wounded(healthy, request):
+    """A run in which the chain that rises furthest dies, and the step at which it must."""
+    risen = healthy.positions["output"][0, :, :, FRAGILE]
+    others, highest = np.sort(risen.max(axis=1))[-2:]
+    limit = others + 0.1 * (highest - others)
+    victim = int(risen.max(axis=1).argmax())
+    crossing = int(np.argmax(risen[victim] > limit))
+    # The position after step t is first looked at, and found wanting, in step t + 1.
+    return sample_fragile(**{request.param: limit}), victim, crossing + 1
+
+
+def test_arrays_inside_a_loss_are_arguments_of_its_programs(healthy):
+    with compiled_programs() as names:
+        sample_fragile(0.2)
+    assert names == []
+
+
+def test_the_example_dies_in_the_middle_of_the_run(wounded):
+    _, _, step = wounded
+    assert 3 < step < 27
+
+
+def test_death_is_recorded_where_it_happens(wounded):
+    run, victim, step = wounded
+    expected = np.full((1, NUM_CHAINS), -1)
+    expected[0, victim] = step
+    assert np.array_equal(run.health.died_at, expected)
+    assert np.array_equal(run.health.alive, expected < 0)
+    assert str(run.health) == f"1 of 4 chains became non-finite (at steps {step})"
+
+
+def test_the_others_live_on_as_if_nothing_had_happened(healthy, wounded):
+    run, victim, _ = wounded
+    others = [chain for chain in range(NUM_CHAINS) if chain != victim]
+    assert_same(of_chains(run, others), of_chains(healthy, others))
+    for name in ("losses", "output", "fresh"):
+        for found, expected in zip(
+            jax.tree.leaves(run.statistics[name].value),
+            jax.tree.leaves(healthy.statistics[name].value),
+            strict=True,
+        ):
+            assert np.array_equal(found[:, others], expected[:, others])
+
+
+def test_the_dead_stay_where_they_were_and_report_nothing(healthy, wounded):
+    run, victim, step = wounded
+    for name, draws in run.positions.items():
+        own, before = draws[0, victim], healthy.positions[name][0, victim]
+        assert np.array_equal(own[:step], before[:step])
+        assert np.all(own[step:] == own[step - 1])
+    for name, trace in run.traces.items():
+        own, before = trace[0, victim], healthy.traces[name][0, victim]
+        assert np.array_equal(own[:step], before[:step])
+        assert np.all(np.isnan(own[step:]))
+
+
+def test_death_does_not_depend_on_resumption(wounded):
+    run, _, step = wounded
+    for first in (step - 2, step, step + 2):
+        begun = sample(run.posterior, num_burnin_steps=0, num_draws=first)
+        assert_same(numbers(slt.extend(begun, 30 - first, progress=False)), numbers(run))
+
+
+def test_an_estimate_is_refused_or_leaves_out_the_whole_history(healthy, wounded):
+    run, victim, _ = wounded
+    with pytest.raises(slt.ChainsDiverged, match=r"1 of 4 chains.*drop_diverged=True"):
+        slt.llc_from(run, surroundings=False)
+    kept = slt.llc_from(run, drop_diverged=True, surroundings=False)
+    everyone = slt.llc_from(healthy, surroundings=False)
+    others = np.arange(NUM_CHAINS) != victim
+    assert np.array_equal(kept.per_chain, everyone.per_chain[others])
+    assert kept.mean == pytest.approx(everyone.per_chain[others].mean())
+    assert kept.num_dropped == 1
+    assert kept.verdict.name == "diverged"
+    assert "not a fair sample" in str(kept.verdict)
+    assert "3 chains, 1 dropped" in str(kept)
+    assert kept.to_dict()["num_dropped"] == 1
+
+
+def test_no_estimate_without_a_living_chain():
+    run = sample_fragile(1e-3)
+    assert not run.health.alive.any()
+    with pytest.raises(slt.ChainsDiverged, match="no chain is left"):
+        slt.llc_from(run, drop_diverged=True, surroundings=False)
+
+
+def test_chains_that_run_away_are_frozen_at_finite_positions():
+    run = sample(make_posterior(localization=1e5), num_burnin_steps=0)
+    assert not run.health.alive.any()
+    assert np.all(run.health.died_at > 3)
+    for draws in run.positions.values():
+        assert np.all(np.isfinite(draws))
+
+
+def test_health_survives_being_extended(wounded):
+    run, victim, step = wounded
+    longer = slt.extend(run, 5, progress=False)
+    assert longer.health.died_at[0, victim] == step
+    assert np.isnan(longer.traces["gap"][0, victim, step:]).all()

@@ -1,0 +1,106 @@
+"""The survey of w*: mean loss, gradient and gradient noise, against NumPy in float64."""
+
+import numpy as np
+import pytest
+
+import slt_jax as slt
+from slt_jax.survey import take_survey
+from tests.helpers import DATA, NUM_EXAMPLES, PARAMS, POSTERIOR, head, make_posterior, sample
+
+WEIGHTS = np.random.default_rng(4).integers(0, 3, NUM_EXAMPLES).astype(np.float32)
+
+
+def losses_and_gradients():
+    """Losses ``[n]`` and their gradients ``[n, weight]`` in float64, by hand."""
+    inputs, targets = (column.astype(np.float64) for column in DATA)
+    hidden = np.tanh(inputs @ PARAMS["attention"])
+    error = hidden @ PARAMS["output"].astype(np.float64) - targets
+    of_output = 2 * error[:, None] * hidden
+    slope = 2 * error[:, None] * PARAMS["output"] * (1 - hidden**2)
+    of_attention = inputs[:, :, None] * slope[:, None, :]
+    return error**2, np.concatenate([of_attention.reshape(NUM_EXAMPLES, -1), of_output], axis=1)
+
+
+LOSSES, GRADIENTS = losses_and_gradients()
+
+
+def survey(size, weights=None, count=None, posterior=POSTERIOR):
+    batches = slt.Batches(DATA, size, weights=weights)
+    return take_survey(posterior, batches, None, count)
+
+
+def flat(gradient):
+    return np.concatenate([np.ravel(leaf[0]) for leaf in gradient])
+
+
+@pytest.mark.parametrize("size", [8, 24, NUM_EXAMPLES])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
+def test_loss_and_gradient_are_those_of_the_whole_data_set(size, weights):
+    found = survey(size, weights)
+    per_example = np.ones(NUM_EXAMPLES) if weights is None else weights
+    gradient = np.average(GRADIENTS, axis=0, weights=per_example)
+    assert found.is_whole
+    assert found.num_examples == NUM_EXAMPLES
+    assert found.loss == pytest.approx(np.average(LOSSES, weights=per_example), rel=1e-6)
+    assert found.mean_weight == pytest.approx(per_example.mean())
+    np.testing.assert_allclose(flat(found.gradient), gradient, atol=1e-6)
+    assert found.gradient_norm_squared == pytest.approx(np.sum(gradient**2), rel=1e-4)
+    assert np.all(found.subset_noise == 0)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
+def test_noise_is_the_scatter_of_the_gradients_of_batches(weights):
+    per_example = np.ones(NUM_EXAMPLES) if weights is None else weights
+    batches = (GRADIENTS * per_example[:, None]).reshape(8, 8, -1).sum(axis=1)
+    batches /= 8 * per_example.mean()
+    expected = batches.var(axis=0, ddof=1).sum()
+    assert survey(8, weights).batch_noise == pytest.approx(expected, rel=1e-4)
+
+
+def test_noise_needs_two_batches():
+    assert np.isnan(survey(NUM_EXAMPLES).batch_noise).all()
+
+
+def test_a_part_of_the_data_is_spread_over_it_and_says_so():
+    found = survey(8, count=24)
+    numbers = np.linspace(0, NUM_EXAMPLES - 1, 24).astype(int)
+    gradient = GRADIENTS[numbers].mean(axis=0)
+    assert not found.is_whole
+    assert found.num_examples == 24
+    assert found.loss == pytest.approx(LOSSES[numbers].mean(), rel=1e-6)
+    np.testing.assert_allclose(flat(found.gradient), gradient, atol=1e-6)
+    # The variance of a mean of 24 without replacement, in units of that of a batch of 8.
+    expected = found.batch_noise * (8 / 24) * (40 / 56)
+    assert found.subset_noise == pytest.approx(expected, rel=1e-6)
+    unbiased = max(np.sum(gradient**2) - float(expected[0]), 0.0)
+    assert found.gradient_norm_squared == pytest.approx(unbiased, rel=1e-4, abs=1e-6)
+
+
+def test_components_have_gradients_of_their_own():
+    run = sample(components={"first": head(0), "second": head(1)}, num_draws=1)
+    attention = GRADIENTS.mean(axis=0)[:36].reshape(3, 3, 2, 2)
+    expected = np.stack([attention[:, :, number : number + 1] for number in range(2)])
+    np.testing.assert_allclose(run.survey.gradient[0], expected, atol=1e-6)
+    assert run.survey.gradient_norm_squared.shape == (2,)
+
+
+@pytest.mark.parametrize("example", [0, 7, 37, 63])
+def test_a_loss_that_is_not_finite_is_named(example):
+    inputs = DATA[0].copy()
+    inputs[example] = np.inf
+    with pytest.raises(ValueError, match=f"loss at w\\* is not finite for example {example}:"):
+        take_survey(make_posterior(), slt.Batches((inputs, DATA[1]), 8), None, None)
+
+
+def test_weights_are_summed_over_all_data_even_if_the_survey_is_not():
+    """Runs on a part of the data for the survey must not use its weights as if of the whole."""
+    weights = np.ones(NUM_EXAMPLES, np.float32)
+    weights[1::2] = 0.0
+    batches = slt.Batches(DATA, 8, weights=weights, per_chain=True)
+    runs = [sample(batches=batches, survey_examples=count) for count in (None, 5)]
+    assert np.array_equal(runs[0].traces["gap"], runs[1].traces["gap"])
+
+
+def test_survey_of_no_example_is_refused():
+    with pytest.raises(ValueError, match="survey_examples must be at least 1"):
+        survey(8, count=0)
