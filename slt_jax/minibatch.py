@@ -1,6 +1,5 @@
 """What a loss sees, and how its values become one mean with masks and weights."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -93,11 +92,6 @@ def weighted_mean(values: Array, weights: Array | None, batch: Minibatch) -> Sca
     if batch.mean_weight is None:
         return total / jnp.sum(weights)
     return total / (values.shape[0] * batch.mean_weight.astype(values.dtype))
-
-
-def weight_per_example(shape: tuple[int, ...]) -> float:
-    """Give the total weight of one example when no weights are set: its number of positions."""
-    return float(math.prod(shape[1:]))
 
 
 def leading_axis(examples: Examples) -> int:

@@ -91,12 +91,10 @@ class LossValues(AbstractObservable):
         check_every(self.every)
 
     def measure(self, target, displacement, fresh):
-        params = target.params_at(displacement)
-
         def losses(examples: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
             inputs, weights = examples
             batch = Minibatch(inputs, weights)
-            values, total = values_and_weights(target.loss_fn(params, inputs), batch)
+            values, total = values_and_weights(target.losses_at(displacement, inputs), batch)
             return values, jnp.ones_like(values) if total is None else total
 
         return over_probe(losses, self.probe, with_weights=True)

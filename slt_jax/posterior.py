@@ -118,6 +118,35 @@ class LocalPosterior(eqx.Module):
         """Give the weights w* + δ."""
         return self.restriction.insert(self.params, displacement)
 
+    @property
+    def prior_precision(self) -> Scalar:
+        """The curvature of the prior, γ plus the weight decay, in 1/weight²."""
+        if self.weight_decay is None:
+            return self.localization
+        return self.localization + self.weight_decay
+
+    def prior_mean(self) -> Displacement:
+        """Give the displacement at which the prior is largest: 0 without weight decay."""
+        zeros = self.restriction.zeros()
+        if self.weight_decay is None:
+            return zeros
+        share = self.weight_decay / jnp.maximum(self.prior_precision, jnp.finfo(jnp.float32).tiny)
+        return tuple(
+            -share * center.astype(jnp.float32) for center in self.restriction.read(self.params)
+        )
+
+    def losses_at(self, displacement: Displacement, examples: Any) -> Any:
+        """Give what the loss function returns at w* + δ.
+
+        A loss with a method ``losses_at(params, restriction, displacement, examples)`` is asked
+        through it: a model that knows its layers can leave the part below the moving weights
+        unbatched.
+        """
+        own = getattr(self.loss_fn, "losses_at", None)
+        if own is not None:
+            return own(self.params, self.restriction, displacement, examples)
+        return self.loss_fn(self.params_at(displacement), examples)
+
     def center(self, batch: Minibatch) -> Center:
         """Give the unreduced losses at w* on a minibatch."""
         values, _ = values_and_weights(self.loss_fn(self.params, batch.examples), batch)
@@ -130,7 +159,7 @@ class LocalPosterior(eqx.Module):
         small number, not that of two losses.
         """
         center = self.center(batch) if batch.center is None else batch.center
-        losses = self.loss_fn(self.params_at(displacement), batch.examples)
+        losses = self.losses_at(displacement, batch.examples)
         values, weights = values_and_weights(losses, batch)
         gap = weighted_mean(values - jax.lax.stop_gradient(center.losses), weights, batch)
         return gap.astype(jnp.float32)
@@ -178,6 +207,11 @@ def _at_least_zero(name: str, value: Any) -> Array:
 
 def _check_params(params: Params) -> None:
     table = path_table(params)
+    if len(table) != len(jax.tree.leaves(params)):
+        raise ValueError(
+            "two leaves of params have the same path: a name contains '/' where nesting gives the "
+            f"same path; the paths are {', '.join(table)}"
+        )
     if not table:
         raise ValueError("params has no leaves: there is nothing to sample")
     for path, leaf in table.items():

@@ -100,6 +100,8 @@ def _observables(options: SampleOptions) -> dict[str, AbstractObservable]:
             raise TypeError(f"observable {name!r} must be an slt.Observable, got {observable!r}")
     collect = options.get("collect")
     if collect is not None:
+        if "positions" in observables:
+            raise ValueError('the name "positions" belongs to collect: give the observable another')
         observables["positions"] = collect
     if len({o.every for o in observables.values() if o.num_fresh}) > 1:
         raise ValueError("observables on fresh batches must share one interval `every`")

@@ -18,7 +18,6 @@ from slt_jax.preparation import prepare
 from slt_jax.progress import ProgressBar
 from slt_jax.run import Execution, Health, Progress, Run, SampleOptions
 from slt_jax.statistics import host_rows
-from slt_jax.survey import mean_weight
 from slt_jax.validation import check_arguments, check_settings
 
 
@@ -165,7 +164,7 @@ def _continue(run: Run, show: bool, hooks: Sequence[Callable[[Progress], bool | 
 
 
 def _feed(run: Run) -> Feed:
-    weight = mean_weight(run.posterior, run.batches, run.survey)
+    weight = run.survey.mean_weight
     return Feed(
         run.batches,
         run.key,

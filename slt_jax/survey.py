@@ -8,11 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from slt_jax._tree import Static, join, on_device, split
+from slt_jax._tree import Static, inner, join, on_device, split
 from slt_jax._types import Displacement
 from slt_jax.data import Batches
 from slt_jax.minibatch import Losses, Minibatch, values_and_weights
 from slt_jax.posterior import LocalPosterior
+from slt_jax.restriction import Block, Restriction
+
+_NUM_BATCHES = 64
+_SMALL_EXAMPLES, _SMALL_BYTES = 8192, 2**24
+_ORDER_SEED = 20250801
 
 
 class Survey(NamedTuple):
@@ -21,7 +26,8 @@ class Survey(NamedTuple):
     ``loss`` is L_n(w*) in nats; ``gradient`` is ∇L_n(w*), block by block ``[component, ...]``, on
     the device. ``gradient_norm_squared`` is |∇L_n|² without the part that comes from not having
     seen all examples, ``subset_noise`` that part, ``batch_noise`` tr Cov(∇L_b) over batches of the
-    run's size, all ``[component]``. ``mean_weight`` is the total weight per example.
+    run's size, all ``[component]``. ``mean_weight`` is the total weight per example of the whole
+    data set, or None if every weight is one.
     """
 
     loss: float
@@ -29,15 +35,18 @@ class Survey(NamedTuple):
     gradient_norm_squared: np.ndarray
     batch_noise: np.ndarray
     subset_noise: np.ndarray
-    mean_weight: float
+    mean_weight: float | None
     num_examples: int
     is_whole: bool
 
 
 class _Sums(NamedTuple):
+    """Running means of loss and gradient, and what their spread is computed from."""
+
     loss: Array
     weight: Array
     gradient: Displacement
+    norm_squared: Array
     batch_square: Array
     first_bad: Array
 
@@ -46,67 +55,91 @@ class _Sums(NamedTuple):
 def _accumulate(
     static: Static, arrays: Any, sums: _Sums, batch: Any, valid: Array, is_full: Array
 ) -> _Sums:
-    """Add one batch of losses and gradients at w*; ``valid`` masks the rows that pad it."""
-    target: LocalPosterior
-    target, starts = join(arrays, static)
-    examples, weights = batch
+    """Add one batch of losses and gradients at w*; ``valid`` masks the rows that pad it.
 
-    def total(displacement: Displacement, at: LocalPosterior) -> tuple[Array, Any]:
-        masked = (
-            valid
-            if weights is None
-            else weights * valid.reshape(valid.shape + (1,) * (weights.ndim - 1))
-        )
-        losses = target.loss_fn(at.params_at(displacement), examples)
+    One backward pass serves all components: the gradient is taken for the leaves they touch and
+    every component reads its blocks from it.
+    """
+    posterior: LocalPosterior
+    posterior, starts = join(arrays, static)
+    leaves = _touched(posterior)
+    loss, weight, finite, gradient = _batch_sums(posterior, leaves, batch, valid)
+    blocks = _read_blocks(posterior.restriction, leaves, gradient, starts)
+    total = sums.weight + weight
+    # A running mean, so that nothing large is left to be divided after the last batch.
+    share = weight / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
+    own = tuple(block / jnp.maximum(weight, jnp.finfo(jnp.float32).tiny) for block in blocks)
+    mean = tuple(m + share * (g - m) for m, g in zip(sums.gradient, own, strict=True))
+    square = jax.vmap(inner)(blocks, blocks)
+    return _Sums(
+        sums.loss + share * (loss / jnp.maximum(weight, 1e-30) - sums.loss),
+        total,
+        mean,
+        jax.vmap(inner)(mean, mean),
+        sums.batch_square + jnp.where(is_full, square, jnp.zeros_like(square)),
+        jnp.where(jnp.all(finite), -1, jnp.argmin(finite)).astype(jnp.int32),
+    )
+
+
+def _batch_sums(
+    posterior: LocalPosterior, leaves: Restriction, batch: Any, valid: Array
+) -> tuple[Array, Array, Array, Displacement]:
+    """Give Σ wℓ, Σ w, which examples are finite, and ∂Σ wℓ for the touched leaves."""
+    examples, weights = batch
+    masked = valid if weights is None else weights * valid.reshape(-1, *(1,) * (weights.ndim - 1))
+
+    def total(displacement: Displacement) -> tuple[Array, tuple[Array, Array]]:
+        losses = posterior.restrict(leaves).losses_at(displacement, examples)
         values, combined = values_and_weights(losses, Minibatch(examples, masked))
         assert combined is not None
         finite = jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)
         return jnp.sum(values * combined), (jnp.sum(combined), finite)
 
-    def at_component(own_starts: Any) -> tuple[Any, Displacement]:
-        at = target.at_starts(own_starts)
-        return jax.value_and_grad(total, has_aux=True)(at.restriction.zeros(), at)
+    (loss, (weight, finite)), gradient = jax.value_and_grad(total, has_aux=True)(leaves.zeros())
+    return loss, weight, finite, gradient
 
-    (loss, (weight, finite)), gradient = (
-        jax.tree.map(lambda leaf: leaf[None], at_component(None))
-        if starts is None
-        else jax.lax.map(at_component, starts)
-    )
-    square = sum(
-        jnp.sum(jnp.square(g).reshape(g.shape[0], -1), axis=1, dtype=jnp.float32) for g in gradient
-    )
-    bad = jnp.where(jnp.all(finite[0]), -1, jnp.argmin(finite[0])).astype(jnp.int32)
-    return _Sums(
-        loss[0],
-        weight[0],
-        tuple(s + g for s, g in zip(sums.gradient, gradient, strict=True)),
-        sums.batch_square + jnp.where(is_full, square, jnp.zeros_like(square)),
-        bad,
-    )
+
+def _touched(posterior: LocalPosterior) -> Restriction:
+    """Select the leaves that the blocks of the restriction lie in, whole."""
+    paths = dict.fromkeys(block.path for block in posterior.restriction.blocks)
+    views = {block.path: block.view for block in posterior.restriction.blocks}
+    return Restriction(Block(path, views[path]) for path in paths)
+
+
+def _read_blocks(
+    restriction: Restriction, leaves: Restriction, gradient: Displacement, starts: Any
+) -> Displacement:
+    """Cut every component's blocks from the gradient of whole leaves, ``[component, ...]``."""
+    by_path = dict(zip((block.path for block in leaves.blocks), gradient, strict=True))
+
+    def cut(own_starts: Any) -> Displacement:
+        own = restriction if own_starts is None else restriction.at(own_starts)
+        return tuple(block.read(by_path[block.path]) for block in own.blocks)
+
+    if starts is None:
+        return tuple(leaf[None] for leaf in cut(None))
+    return jax.vmap(cut)(starts)
 
 
 def take_survey(
     posterior: LocalPosterior, batches: Batches, starts: Any, num_examples: int | None
 ) -> Survey:
-    """Measure loss and gradient at w* over the data, or over its first ``num_examples`` rows drawn.
+    """Measure loss and gradient at w* over the data, or over a fixed random part of it.
 
     Args:
         posterior: the target.
         batches: the data.
         starts: block offsets per component, or None for the posterior's own restriction.
-        num_examples: examples to look at; None for all, up to 64 batches or 8192 examples.
+        num_examples: examples to look at; None for 64 batches, or all of a small data set.
 
     Raises:
         ValueError: a non-finite loss at w*.
     """
-    order = _survey_order(batches, num_examples)
+    order = survey_order(batches, num_examples)
     arrays, static = split((posterior, starts))
-    sums = _empty_sums(posterior, starts)
-    loss = weight = 0.0
-    size, num_full = batches.batch_size, len(order) // batches.batch_size
+    arrays, sums, size = on_device(arrays), _empty_sums(posterior, starts), batches.batch_size
     for first in range(0, len(order), size):
         numbers = order[first : first + size]
-        is_full = len(numbers) == size
         padded = np.concatenate([numbers, np.repeat(numbers[-1:], size - len(numbers))])
         valid = (np.arange(size) < len(numbers)).astype(np.float32)
         sums = _accumulate(
@@ -115,26 +148,29 @@ def take_survey(
             sums,
             on_device(batches.rows(padded)),
             jax.device_put(valid),
-            jax.device_put(np.bool_(is_full)),
+            jax.device_put(np.bool_(len(numbers) == size)),
         )
-        batch_loss, batch_weight, bad = jax.device_get((sums.loss, sums.weight, sums.first_bad))
+        bad = int(jax.device_get(sums.first_bad))
         if bad >= 0:
             raise ValueError(
                 f"the loss at w* is not finite for example {padded[bad]}: sampling needs finite "
                 "losses for every example and position, masked ones included"
             )
-        loss, weight = loss + float(batch_loss), weight + float(batch_weight)
-    return _summarize(sums, loss, weight, len(order), num_full, batches)
+    return _summarize(sums, posterior, batches, len(order))
 
 
-def _survey_order(batches: Batches, num_examples: int | None) -> np.ndarray:
-    limit = max(64 * batches.batch_size, 8192) if num_examples is None else num_examples
+def survey_order(batches: Batches, num_examples: int | None) -> np.ndarray:
+    """Give the numbers of the examples that a survey looks at, in its order."""
+    total = batches.num_examples
+    small = total <= _SMALL_EXAMPLES and batches.num_bytes <= _SMALL_BYTES
+    limit = total if small else _NUM_BATCHES * batches.batch_size
+    limit = limit if num_examples is None else num_examples
     if limit < 1:
         raise ValueError(f"survey_examples must be at least 1, got {limit}")
-    if limit >= batches.num_examples:
-        return np.arange(batches.num_examples)
-    # A fixed, evenly spread subset: the same for every run on the same data.
-    return np.linspace(0, batches.num_examples - 1, limit).astype(np.int64)
+    # In random order, the same for every run on the same data: batches of a sorted data set would
+    # differ far more than the sampler's batches do, and hide the gradient at w*.
+    generator = np.random.default_rng(_ORDER_SEED)
+    return generator.permutation(total)[: min(limit, total)]
 
 
 def _empty_sums(posterior: LocalPosterior, starts: Any) -> _Sums:
@@ -142,41 +178,39 @@ def _empty_sums(posterior: LocalPosterior, starts: Any) -> _Sums:
     gradient = tuple(
         np.zeros((count, *block.size), np.float32) for block in posterior.restriction.blocks
     )
-    zero = np.float32(0)
-    sums: Any = (zero, zero, gradient, np.zeros(count, np.float32), np.int32(-1))
+    zero, zeros = np.float32(0), np.zeros(count, np.float32)
+    sums: Any = (zero, zero, gradient, zeros, zeros.copy(), np.int32(-1))
     return _Sums(*on_device(sums))
 
 
-def _summarize(
-    sums: _Sums, loss: float, weight: float, count: int, num_full: int, batches: Batches
-) -> Survey:
+def _summarize(sums: _Sums, posterior: LocalPosterior, batches: Batches, count: int) -> Survey:
     size, total = batches.batch_size, batches.num_examples
-    gradient = tuple(
-        np.asarray(leaf) / np.float32(weight) for leaf in jax.device_get(sums.gradient)
+    loss, weight, norm_squared, batch_square = jax.device_get(
+        (sums.loss, sums.weight, sums.norm_squared, sums.batch_square)
     )
-    square = np.stack(
-        [np.sum(np.square(g, dtype=np.float64).reshape(g.shape[0], -1), axis=1) for g in gradient]
-    ).sum(axis=0)
-    per_batch = weight / count * size
-    batch_square = np.asarray(jax.device_get(sums.batch_square), np.float64) / per_batch**2
+    square, num_full = norm_squared.astype(np.float64), count // size
     noise = np.full_like(square, np.nan)
     if num_full > 1:
-        noise = np.maximum(batch_square / num_full - square, 0) * num_full / (num_full - 1)
+        # Sums over a batch, divided as the sampler divides them: by what a batch weighs on average.
+        mean_square = batch_square.astype(np.float64) / num_full / (weight / count * size) ** 2
+        noise = np.maximum(mean_square - square, 0) * num_full / (num_full - 1)
     share = (total - count) / max(total - size, 1) * size / count
     subset_noise = np.nan_to_num(noise) * max(share, 0.0)
     return Survey(
-        loss / weight,
-        on_device(gradient),
+        float(loss),
+        sums.gradient,
         np.maximum(square - subset_noise, 0),
         noise,
         subset_noise,
-        weight / count,
+        _mean_weight(posterior, batches, float(weight) / count, count == total),
         count,
         count == total,
     )
 
 
-def mean_weight(posterior: LocalPosterior, batches: Batches, survey: Survey) -> float | None:
+def _mean_weight(
+    posterior: LocalPosterior, batches: Batches, surveyed: float, is_whole: bool
+) -> float | None:
     """Give the total weight per example over the whole data set; None if every weight is one.
 
     Weights that the loss function returns (``slt.Losses``) are summed over all the data, in the
@@ -185,8 +219,8 @@ def mean_weight(posterior: LocalPosterior, batches: Batches, survey: Survey) -> 
     structure = jax.eval_shape(posterior.loss_fn, posterior.params, batches.example_structure)
     if batches.weights is None and not isinstance(structure, Losses):
         return None
-    if survey.is_whole:
-        return survey.mean_weight
+    if is_whole:
+        return surveyed
     if isinstance(structure, Losses):
         return _sum_of_loss_weights(posterior, batches) / batches.num_examples
     assert batches.weights is not None
@@ -198,16 +232,15 @@ def mean_weight(posterior: LocalPosterior, batches: Batches, survey: Survey) -> 
 def _loss_weights(static: Static, arrays: Any, batch: Any, valid: Array) -> Array:
     posterior: LocalPosterior = join(arrays, static)
     examples, weights = batch
-    _, combined = values_and_weights(
-        posterior.loss_fn(posterior.params, examples), Minibatch(examples, weights)
-    )
+    losses = posterior.loss_fn(posterior.params, examples)
+    _, combined = values_and_weights(losses, Minibatch(examples, weights))
     assert combined is not None
     return jnp.sum(combined.reshape(combined.shape[0], -1) * valid[:, None])
 
 
 def _sum_of_loss_weights(posterior: LocalPosterior, batches: Batches) -> float:
     arrays, static = split(posterior)
-    size, total = batches.batch_size, 0.0
+    arrays, size, total = on_device(arrays), batches.batch_size, 0.0
     for first in range(0, batches.num_examples, size):
         numbers = np.arange(first, first + size)
         valid = (numbers < batches.num_examples).astype(np.float32)

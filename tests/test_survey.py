@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import slt_jax as slt
-from slt_jax.survey import take_survey
+from slt_jax.survey import survey_order, take_survey
 from tests.helpers import DATA, NUM_EXAMPLES, PARAMS, POSTERIOR, head, make_posterior, sample
 
 WEIGHTS = np.random.default_rng(4).integers(0, 3, NUM_EXAMPLES).astype(np.float32)
@@ -42,7 +42,8 @@ def test_loss_and_gradient_are_those_of_the_whole_data_set(size, weights):
     assert found.is_whole
     assert found.num_examples == NUM_EXAMPLES
     assert found.loss == pytest.approx(np.average(LOSSES, weights=per_example), rel=1e-6)
-    assert found.mean_weight == pytest.approx(per_example.mean())
+    expected = None if weights is None else pytest.approx(per_example.mean())
+    assert found.mean_weight == expected
     np.testing.assert_allclose(flat(found.gradient), gradient, atol=1e-6)
     assert found.gradient_norm_squared == pytest.approx(np.sum(gradient**2), rel=1e-4)
     assert np.all(found.subset_noise == 0)
@@ -51,7 +52,8 @@ def test_loss_and_gradient_are_those_of_the_whole_data_set(size, weights):
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
 def test_noise_is_the_scatter_of_the_gradients_of_batches(weights):
     per_example = np.ones(NUM_EXAMPLES) if weights is None else weights
-    batches = (GRADIENTS * per_example[:, None]).reshape(8, 8, -1).sum(axis=1)
+    order = survey_order(slt.Batches(DATA, 8), None)
+    batches = (GRADIENTS * per_example[:, None])[order].reshape(8, 8, -1).sum(axis=1)
     batches /= 8 * per_example.mean()
     expected = batches.var(axis=0, ddof=1).sum()
     assert survey(8, weights).batch_noise == pytest.approx(expected, rel=1e-4)
@@ -61,9 +63,10 @@ def test_noise_needs_two_batches():
     assert np.isnan(survey(NUM_EXAMPLES).batch_noise).all()
 
 
-def test_a_part_of_the_data_is_spread_over_it_and_says_so():
+def test_a_part_of_the_data_is_a_random_one_and_says_so():
     found = survey(8, count=24)
-    numbers = np.linspace(0, NUM_EXAMPLES - 1, 24).astype(int)
+    numbers = survey_order(slt.Batches(DATA, 8), 24)
+    assert len(set(numbers)) == 24
     gradient = GRADIENTS[numbers].mean(axis=0)
     assert not found.is_whole
     assert found.num_examples == 24
@@ -74,6 +77,16 @@ def test_a_part_of_the_data_is_spread_over_it_and_says_so():
     assert found.subset_noise == pytest.approx(expected, rel=1e-6)
     unbiased = max(np.sum(gradient**2) - float(expected[0]), 0.0)
     assert found.gradient_norm_squared == pytest.approx(unbiased, rel=1e-4, abs=1e-6)
+
+
+def test_sorted_data_do_not_hide_the_gradient():
+    """Batches in the order of a sorted data set differ far more than the sampler's batches do."""
+    order = np.argsort(DATA[1], kind="stable")
+    shuffled, ordered = (
+        survey(8),
+        take_survey(POSTERIOR, slt.Batches(tuple(column[order] for column in DATA), 8), None, None),
+    )
+    assert ordered.batch_noise == pytest.approx(shuffled.batch_noise, rel=0.6)
 
 
 def test_components_have_gradients_of_their_own():
