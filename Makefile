@@ -13,7 +13,7 @@ types:
 	pyright --pythonpath "$$(command -v python)"
 
 test:
-	python -m pytest
+	python -m pytest -n 2
 
 # The tests with every dependency of the core at the lower bound that pyproject.toml promises.
 check-lowest:
@@ -22,4 +22,4 @@ check-lowest:
 	  lines = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
 	  print('\n'.join(line.replace('>=', '==') for line in lines))" > .venv-lowest/lowest.txt
 	.venv-lowest/bin/pip install --quiet --constraint .venv-lowest/lowest.txt --editable '.[test]'
-	JAX_PLATFORMS=cpu .venv-lowest/bin/python -m pytest
+	JAX_PLATFORMS=cpu .venv-lowest/bin/python -m pytest -n 2

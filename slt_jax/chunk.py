@@ -84,12 +84,11 @@ def run_chunk(
 
         def record(state: tuple[Carry, Records]) -> tuple[Carry, Records]:
             carry, records = state
-            for name, observable in problem.observables.items():
-                observe = past_burnin & (draw % observable.every == 0)
-                position = (draw // observable.every) - schedule.first_observation
+            for every, names in _by_interval(problem).items():
+                position = (draw // every) - schedule.first_observation
                 carry, records = jax.lax.cond(
-                    observe,
-                    functools.partial(_observe, problem, name, fresh, position, shape),
+                    past_burnin & (draw % every == 0),
+                    functools.partial(_observe, problem, names, fresh, position, shape),
                     lambda carry, records: (carry, records),
                     carry,
                     records,
@@ -180,30 +179,51 @@ def _record_draw(carry: Carry, records: Records, schedule: Schedule) -> tuple[Ca
     )
 
 
+def _by_interval(problem: Problem) -> dict[int, tuple[str, ...]]:
+    """Group observables that fall due at the same draws: they share one pass of the model."""
+    groups: dict[int, tuple[str, ...]] = {}
+    for name, observable in problem.observables.items():
+        groups[observable.every] = (*groups.get(observable.every, ()), name)
+    return groups
+
+
 def _observe(
     problem: Problem,
-    name: str,
+    names: tuple[str, ...],
     fresh: Source | None,
     number: Counter,
     shape: Shape,
     carry: Carry,
     records: Records,
 ) -> tuple[Carry, Records]:
-    """Measure one observable in every row; close its batch of draws if it is full."""
-    observable = problem.observables[name]
-    batches = _fresh_batches(problem.posterior, observable, fresh, number)
+    """Measure some observables in every row, and add them to their statistics."""
+    batches = _fresh_batches(problem, names, fresh, number)
 
-    def measure(row: Rows, position: Any) -> Any:
-        target = problem.posterior.at_starts(row.starts)
-        value = observable.measure(target, position, batches)
-        return observable.relative(value, problem.centers[name])
+    def measure(row: Rows, position: Any) -> dict[str, Any]:
+        target, values = problem.posterior.at_starts(row.starts), {}
+        for name in names:
+            observable = problem.observables[name]
+            with jax.named_scope(name):
+                own = batches if observable.num_fresh else None
+                value = observable.measure(target, position, own)
+                values[name] = _single(observable.relative(value, problem.centers[name]))
+        return values
 
-    with jax.named_scope(name):
-        values = _over_rows(measure, (problem.rows, carry.state.position), shape)
+    values = _over_rows(measure, (problem.rows, carry.state.position), shape)
+    for name in names:
+        carry, records = _add(problem, name, values[name], carry, records)
+    return carry, records
+
+
+def _add(
+    problem: Problem, name: str, values: Any, carry: Carry, records: Records
+) -> tuple[Carry, Records]:
+    """Add one observation per row to a statistic; close its batch of draws if it is full."""
+    statistic = problem.observables[name].statistic
     # A draw weighs as much as the time it stands for; a dead row's draws weigh nothing.
-    sums = jax.vmap(observable.statistic.update)(carry.partials[name], values, carry.info.weight)
+    sums = jax.vmap(statistic.update)(carry.partials[name], values, carry.info.weight)
     count = carry.counts[name] + 1
-    full = count == observable.statistic.batch_length
+    full = count == statistic.batch_length
     slot = records.num_finished[name]
     finished = jax.tree.map(
         lambda slots, leaf: slots.at[slot].set(leaf), records.finished[name], sums
@@ -221,11 +241,16 @@ def _observe(
     )
 
 
+def _single(value: Any) -> Any:
+    """Cast what an observable gives to float32, the dtype of all sums."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), value)
+
+
 def _fresh_batches(
-    posterior: LocalPosterior, observable: AbstractObservable, fresh: Source | None, number: Counter
+    problem: Problem, names: tuple[str, ...], fresh: Source | None, number: Counter
 ) -> Minibatch | None:
-    if not observable.num_fresh:
+    if not any(problem.observables[name].num_fresh for name in names):
         return None
     assert fresh is not None
     batches = fresh.take(number)
-    return batches.with_center(over_minibatches(posterior.center, batches))
+    return batches.with_center(over_minibatches(problem.posterior.center, batches))

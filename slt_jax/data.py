@@ -14,7 +14,7 @@ from slt_jax.dataset import open_dataset
 from slt_jax.minibatch import leading_axis
 from slt_jax.noise import stream_of
 
-BatchOrder = Callable[[ChainKey, Counter], Int[Array, " batch"]]
+BatchOrder = Callable[[ChainKey, Any], Int[Array, " batch"]]
 """The numbers of the examples in the batch of a step, as a pure function of (key, step)."""
 
 

@@ -20,6 +20,10 @@ class Dataset(abc.ABC):
     def rows(self, indices: np.ndarray) -> Examples:
         """Give the examples with these numbers as a pytree of NumPy arrays."""
 
+    @abc.abstractmethod
+    def whole(self) -> Examples:
+        """Give all examples, as arrays that may already lie on a device."""
+
     @property
     @abc.abstractmethod
     def num_bytes(self) -> int:
@@ -51,7 +55,15 @@ class ArrayDataset(Dataset):
         )
 
     def rows(self, indices: np.ndarray) -> Examples:
-        return jax.tree.map(lambda leaf: canonical(np.asarray(leaf[indices])), self.arrays)
+        return jax.tree.map(
+            lambda leaf: canonical(np.asarray(jax.device_get(leaf)[indices])), self.arrays
+        )
+
+    def whole(self) -> Examples:
+        return jax.tree.map(
+            lambda leaf: leaf if isinstance(leaf, jax.Array) else canonical(np.asarray(leaf)),
+            self.arrays,
+        )
 
 
 class RowDataset(Dataset):
@@ -85,6 +97,9 @@ class RowDataset(Dataset):
                     "on the padding"
                 )
         return jax.tree.map(lambda *leaves: canonical(np.stack(leaves)), *arrays)
+
+    def whole(self) -> Examples:
+        return self.rows(np.arange(self.num_examples))
 
 
 def _as_arrays(example: Any) -> Examples:
@@ -150,6 +165,11 @@ def canonical(array: np.ndarray) -> np.ndarray:
     >>> canonical(np.asarray([1, 2], np.int64)).dtype
     dtype('int32')
     """
+    if array.dtype.kind not in "biufcV":
+        raise TypeError(
+            f"data of dtype {array.dtype} cannot be put on a device: keep only numeric columns, "
+            "as in dataset.select_columns(['input_ids'])"
+        )
     dtype = canonical_dtype(array.dtype)
     if array.dtype == dtype:
         return array

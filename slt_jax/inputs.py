@@ -119,16 +119,18 @@ class Feed:
         self.num_streams = num_chains if batches.per_chain and not whole else None
         self.whole = whole
         self.resident = None
+        self.bytes_per_step = 0.0
         if whole or batches.num_bytes <= on_device_bytes:
-            self.resident = on_device(batches.rows(np.arange(batches.num_examples)))
+            self.resident = on_device((batches.dataset.whole(), batches.weights))
+        else:
+            per_example = batches.num_bytes / batches.num_examples
+            self.bytes_per_step = per_example * batches.batch_size * (self.num_streams or 1)
 
-    def chunk(
-        self, first_step: int, first_observation: int, window: Window
-    ) -> tuple[Source, Source | None]:
-        """Give the batches of the steps and of the observations from the given numbers on."""
+    def indices(self, first_step: int, first_observation: int, window: Window) -> Any:
+        """Draw the numbers of the examples of a chunk; queued on the device, not waited for."""
         if self.whole and not window.num_fresh:
-            return self._whole(), None
-        steps, fresh = _indices(
+            return None
+        return _indices(
             self.key,
             jax.device_put(np.int32(first_step)),
             jax.device_put(np.int32(first_observation)),
@@ -138,17 +140,30 @@ class Feed:
             window=window,
             num_streams=self.num_streams,
         )
-        of_steps = self._whole() if self.whole else self._source(steps)
-        return of_steps, self._source(fresh) if window.num_fresh else None
+
+    def sources(self, indices: Any, num_steps: int) -> tuple[Source, Source | None]:
+        """Give the batches of a chunk's first ``num_steps`` steps, and of its observations."""
+        steps, fresh = (None, None) if indices is None else indices
+        of_steps = self._whole() if self.whole else self._source(steps, num_steps)
+        if fresh is None or fresh.size == 0:
+            return of_steps, None
+        return of_steps, self._source(fresh, fresh.shape[0])
 
     def _whole(self) -> Source:
         assert self.resident is not None
         examples, weights = self.resident
         return Source(examples, weights, None, self.mean_weight, whole=True)
 
-    def _source(self, indices: Array) -> Source:
+    def _source(self, indices: Any, count: int) -> Source:
         if self.resident is not None:
             examples, weights = self.resident
             return Source(examples, weights, indices, self.mean_weight, whole=False)
-        examples, weights = on_device(self.batches.rows(jax.device_get(indices)))
+        numbers = jax.device_get(indices)
+        rows = self.batches.rows(numbers[:count])
+        # A short chunk takes the place of a full one in the program: nobody reads the rest.
+        padded = jax.tree.map(
+            lambda leaf: np.pad(leaf, [(0, len(numbers) - count), *[(0, 0)] * (leaf.ndim - 1)]),
+            rows,
+        )
+        examples, weights = on_device(padded)
         return Source(examples, weights, None, self.mean_weight, whole=False)

@@ -5,14 +5,13 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
 from slt_jax._tree import on_device, split
-from slt_jax._types import ChainKey
+from slt_jax._types import ChainKey, setting
 from slt_jax.data import Batches
-from slt_jax.fingerprint import fingerprint
+from slt_jax.fingerprint import fingerprint, name_of
 from slt_jax.kernels.base import AbstractKernel, Info
 from slt_jax.kernels.exact import Exact
 from slt_jax.minibatch import Minibatch
@@ -22,8 +21,10 @@ from slt_jax.posterior import LocalPosterior
 from slt_jax.restriction import Restriction
 from slt_jax.run import Execution, Health, Run, SampleOptions, Settings
 from slt_jax.start import Start, check_feeling, start
-from slt_jax.survey import take_survey
+from slt_jax.survey import Survey, take_survey
 from slt_jax.validation import check_loss, check_settings
+
+_SCHEDULE_STEPS = (0, 1, 10, 100, 1000, 10_000)
 
 
 def prepare(
@@ -37,7 +38,10 @@ def prepare(
     settings = _settings(options)
     check_settings(settings)
     check_loss(posterior, batches)
-    components = dict(options.get("components") or {"weights": posterior.restriction})
+    chosen = options.get("components")
+    if chosen is not None and not chosen:
+        raise ValueError("components is empty: name at least one, or leave it out for all weights")
+    components = dict(chosen or {"weights": posterior.restriction})
     observables = _observables(options)
     starts = None
     if options.get("components"):
@@ -51,7 +55,9 @@ def prepare(
         posterior = posterior.with_anchor(tuple(leaf[0] for leaf in survey.gradient))
     adaptation = settings.num_burnin_steps or 2**31 - 1
     kernel = on_device(kernel.freeze_after(jax.device_put(np.int32(adaptation))))
-    begun = _begin(posterior, kernel, batches, key, settings, components, observables, starts)
+    begun = _begin(
+        posterior, kernel, batches, key, settings, components, observables, starts, survey
+    )
     shape = (len(components), settings.num_chains)
     return Run(
         posterior=posterior,
@@ -101,6 +107,8 @@ def _observables(options: SampleOptions) -> dict[str, AbstractObservable]:
     collect = options.get("collect")
     if collect is not None:
         if "positions" in observables:
+            raise ValueError("the name 'positions' is taken by collect: rename the observable")
+        if "positions" in observables:
             raise ValueError('the name "positions" belongs to collect: give the observable another')
         observables["positions"] = collect
     if len({o.every for o in observables.values() if o.num_fresh}) > 1:
@@ -141,6 +149,7 @@ def _begin(
     components: Mapping[str, Restriction],
     observables: dict[str, AbstractObservable],
     starts: Any,
+    survey: Survey,
 ) -> Start:
     """Run the first program: rows, states, values at w*; refuse a loss that rounds."""
     hashes = [
@@ -148,13 +157,14 @@ def _begin(
         for restriction in components.values()
     ]
     arrays, static = split((posterior, kernel, observables, starts))
+    weight = survey.mean_weight
     examples, weights = on_device(batches.rows(np.arange(batches.batch_size)))
     begun = start(
         static,
         on_device(arrays),
         key,
         jax.device_put(np.asarray(hashes, np.int32)),
-        Minibatch(examples, weights),
+        Minibatch(examples, weights, None if weight is None else setting(weight)),
         num_chains=settings.num_chains,
         dispersed=settings.dispersed,
     )
@@ -183,6 +193,8 @@ def _metadata(
         "components": list(components),
         "num_examples": batches.num_examples,
         "batch_size": batches.batch_size,
+        "loss": name_of(posterior.loss_fn),
+        "batch_order": "uniform" if batches.order is None else name_of(batches.order),
         "batches": "per chain" if batches.per_chain else "shared by all chains",
         "num_chains": settings.num_chains,
         "num_burnin_steps": settings.num_burnin_steps,
@@ -192,7 +204,7 @@ def _metadata(
         "key": " ".join(str(word) for word in jax.device_get(jax.random.key_data(key))),
     }
     selections = [restriction.selection_hash for restriction in components.values()]
-    sums = jax.device_get(begun.weight_sums)
+    sums = jax.device_get(begun.checksums)
     return described | {
         "fingerprint": fingerprint(described, selections, posterior.params, sums, batches),
         "slt_jax": importlib.metadata.version("slt-jax"),
@@ -202,20 +214,25 @@ def _metadata(
     }
 
 
-def describe(kernel: eqx.Module) -> str:
+def describe(kernel: Any) -> str:
     """Write a kernel and its settings as text, such as ``Sgld(step_size=1e-05, ...)``."""
     if isinstance(kernel, Exact):
         name = kernel.build.__name__.removeprefix("_build_")
         options = "".join(f", {option}={value}" for option, value in kernel.options)
         return f"{name}(step_size={float(kernel.step_size):.6g}{options})"
-    parts = []
-    for name, value in vars(kernel).items():
-        if name == "adaptation_steps":
-            continue
-        if isinstance(value, jax.Array):
-            parts.append(f"{name}={float(value):.6g}")
-        elif hasattr(value, "__dataclass_fields__"):
-            parts.append(f"{name}={describe(value)}")
-        else:
-            parts.append(f"{name}={getattr(value, '__name__', value)}")
-    return f"{type(kernel).__name__}({', '.join(parts)})"
+    fields = {name: value for name, value in vars(kernel).items() if name != "adaptation_steps"}
+    settings = ", ".join(f"{name}={_describe_setting(value)}" for name, value in fields.items())
+    return f"{type(kernel).__name__}({settings})"
+
+
+def _describe_setting(value: Any) -> str:
+    if isinstance(value, jax.Array):
+        return f"{float(value):.6g}"
+    if hasattr(value, "__dataclass_fields__"):
+        return describe(value)
+    if callable(value):
+        # The values tell two schedules apart, the name of their code does not.
+        values: Any = [value(step) for step in _SCHEDULE_STEPS]
+        shown = ", ".join(f"{float(number):.6g}" for number in values)
+        return f"schedule({shown} at steps {_SCHEDULE_STEPS})"
+    return str(value)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
+import jax
 import numpy as np
 
 from slt_jax._types import ChainKey
@@ -13,12 +14,19 @@ from slt_jax.kernels.base import AbstractKernel
 from slt_jax.observables import AbstractObservable, Positions
 from slt_jax.posterior import LocalPosterior
 from slt_jax.restriction import Restriction
-from slt_jax.statistics import Estimate
+from slt_jax.statistics import Estimate, host_rows
 from slt_jax.survey import Survey
 
 
 class ChainsDiverged(ValueError):
-    """Raised when a number is asked of a run in which chains became non-finite."""
+    """Raised when a number is asked of a run in which chains became non-finite.
+
+    ``run`` is that run, so that nothing is lost: ``slt.llc_from(error.run, drop_diverged=True)``.
+    """
+
+    def __init__(self, message: str, run: "Run"):
+        super().__init__(message)
+        self.run = run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +38,15 @@ class Execution:
             that do not depend on how many there are, to the bit.
         rows_at_once: how many rows are computed together; None for all (vmap) or one (map).
         steps_per_chunk: steps between two visits of the host, where progress is shown, traces are
-            collected and hooks run.
+            collected and hooks run; None for 256, or fewer where batches or statistics of so many
+            would take over 256 MB.
         device_data_bytes: data sets up to this size are placed on the device and gathered there;
             larger ones are gathered on the host, chunk by chunk, one ahead. The same batches.
     """
 
     rows: Literal["vmap", "map"] = "vmap"
     rows_at_once: int | None = None
-    steps_per_chunk: int = 256
+    steps_per_chunk: int | None = None
     device_data_bytes: int = 2**28
 
     def __post_init__(self):
@@ -45,7 +54,7 @@ class Execution:
             raise ValueError(f'rows must be "vmap" or "map", got {self.rows!r}')
         if self.rows_at_once is not None and self.rows_at_once < 1:
             raise ValueError(f"rows_at_once must be at least 1, got {self.rows_at_once}")
-        if self.steps_per_chunk < 1:
+        if self.steps_per_chunk is not None and self.steps_per_chunk < 1:
             raise ValueError(f"steps_per_chunk must be at least 1, got {self.steps_per_chunk}")
 
     @property
@@ -57,15 +66,15 @@ class Execution:
 class Progress(NamedTuple):
     """What a hook sees after every chunk. A hook that returns True ends the run early.
 
-    ``gap`` is the paired gap in nats, ``[component, chain, draw]``, of the draws so far; ``run``
-    is the run so far, which stays valid.
+    ``gap()`` gives the paired gap in nats, ``[component, chain, draw]``, of the draws so far;
+    ``snapshot()`` the run so far, which stays valid.
     """
 
     step: int
     num_steps: int
     num_draws: int
     alive: np.ndarray
-    gap: np.ndarray
+    gap: Callable[[], np.ndarray]
     snapshot: Callable[[], "Run"]
 
 
@@ -176,18 +185,24 @@ class Run:
 
     @property
     def statistics(self) -> dict[str, Estimate]:
-        """The estimate of every observable, relative to its value at w*."""
-        return {
-            name: self.observables[name].statistic.finalize(total)
-            for name, total in self.totals.items()
-        }
+        """The estimate of every observable, relative to its value at w*, over all its draws."""
+        count, estimates = len(self.components), {}
+        for name, observable in self.observables.items():
+            statistic, total = observable.statistic, self.totals.get(name)
+            if int(self.carry.counts[name]):
+                sums = jax.device_get(self.carry.partials[name])
+                rows = jax.tree.map(lambda leaf: host_rows(leaf, count), sums)
+                total = statistic.merge(total, statistic.contribution(rows, finished=False))
+            if total:
+                estimates[name] = statistic.finalize(total)
+        return estimates
 
     @property
     def positions(self) -> dict[str, np.ndarray]:
         """The collected displacements by block, float32 ``[component, chain, draw, ...]``."""
         if "positions" not in self.totals:
             raise ValueError("no draws were kept: sample with collect=slt.Positions(every=…)")
-        draws = self.observables["positions"].statistic.finalize(self.totals["positions"]).value
+        draws = self.statistics["positions"].value
         return dict(zip(self.posterior.restriction.labels, draws, strict=True))
 
     def to_arviz(self) -> Any:

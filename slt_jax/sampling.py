@@ -1,7 +1,7 @@
 """The one loop: sample a posterior with a kernel, in chunks, with many chains at once."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import jax
@@ -9,9 +9,10 @@ import numpy as np
 
 from slt_jax._tree import on_device, split
 from slt_jax._types import ChainKey, setting
+from slt_jax.carry import Carry
 from slt_jax.chunk import Problem, Records, Schedule, Shape, run_chunk
 from slt_jax.data import Batches
-from slt_jax.inputs import Feed, Window
+from slt_jax.inputs import Feed, Source, Window
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.posterior import LocalPosterior
 from slt_jax.preparation import prepare
@@ -19,6 +20,9 @@ from slt_jax.progress import ProgressBar
 from slt_jax.run import Execution, Health, Progress, Run, SampleOptions
 from slt_jax.statistics import host_rows
 from slt_jax.validation import check_arguments, check_settings
+
+_LONGEST_CHUNK = 256
+_CHUNK_BYTES = 2**28
 
 
 def sample(
@@ -105,9 +109,9 @@ class Segment(NamedTuple):
     is_burnin: bool
 
 
-def _segments(run: Run) -> list[Segment]:
+def _segments(run: Run, length: int) -> list[Segment]:
     """Cut the remaining steps into chunks that do not straddle the end of the burn-in."""
-    settings, length = run.settings, run.execution.steps_per_chunk
+    settings = run.settings
     every = _fresh_interval(run)
     segments, step = [], run.step
     while step < settings.num_steps:
@@ -124,37 +128,42 @@ def _fresh_interval(run: Run) -> int:
     return max((o.every for o in run.observables.values() if o.num_fresh), default=1)
 
 
-def _window(run: Run, shape: Shape) -> Window:
-    num_fresh = max((o.num_fresh for o in run.observables.values()), default=0)
-    observations = shape.num_draws // _fresh_interval(run) + 1 if num_fresh else 0
-    return Window(run.execution.steps_per_chunk, observations, num_fresh)
+def _chunk_length(run: Run, feed: Feed) -> int:
+    """Give the steps of a chunk: as asked for, or 256 unless its buffers would grow too large."""
+    if run.execution.steps_per_chunk is not None:
+        return run.execution.steps_per_chunk
+    held = sum(
+        leaf.nbytes / (observable.every * observable.statistic.batch_length)
+        for name, observable in run.observables.items()
+        for leaf in jax.tree.leaves(run.carry.partials[name])
+    )
+    per_step = feed.bytes_per_step + held / run.settings.num_steps_bw_draws
+    return max(1, min(_LONGEST_CHUNK, int(_CHUNK_BYTES // max(per_step, 1))))
 
 
 def _continue(run: Run, show: bool, hooks: Sequence[Callable[[Progress], bool | None]]) -> Run:
     """Run the chunks that are left, showing progress and calling hooks in between."""
     feed = _feed(run)
+    length = _chunk_length(run, feed)
     shape = Shape(
-        run.execution.steps_per_chunk // run.settings.num_steps_bw_draws + 1,
+        length // run.settings.num_steps_bw_draws + 1,
         run.execution.batch_of_rows,
         run.batches.per_chain and not run.kernel.full_batch,
     )
-    window = _window(run, shape)
     problem = Problem(run.posterior, run.kernel, dict(run.observables), run.rows, dict(run.centers))
     arrays, static = split(problem)
-    arrays = on_device(arrays)
-    ledger = Ledger(run)
-    segments = _segments(run)
-    carry = run.carry
+    arrays, ledger, carry = on_device(arrays), Ledger(run), run.carry
+    supply = _supply(run, feed, length, shape)
+    upcoming = next(supply, None)
     with ProgressBar(run, enabled=show) as bar:
-        sources = _sources(feed, segments[0], window)
-        for number, segment in enumerate(segments):
+        while upcoming is not None:
+            segment, sources = upcoming
             carry, records = run_chunk(
                 static, arrays, carry, sources, _schedule(run, segment), shape=shape
             )
             # Dispatch is asynchronous: the next batches are gathered while the device works.
-            if number + 1 < len(segments):
-                sources = _sources(feed, segments[number + 1], window)
-            ledger.absorb(segment, jax.device_get(records), jax.device_get(_health(carry)))
+            upcoming = next(supply, None)
+            ledger.absorb(segment, records, carry)
             bar.show(ledger)
             progress = _progress(ledger, carry)
             answers = [hook(progress) for hook in hooks]
@@ -175,8 +184,23 @@ def _feed(run: Run) -> Feed:
     )
 
 
-def _sources(feed: Feed, segment: Segment, window: Window) -> Any:
-    return feed.chunk(segment.first_step, segment.first_observation, window)
+def _supply(
+    run: Run, feed: Feed, length: int, shape: Shape
+) -> Iterator[tuple[Segment, tuple[Source, Source | None]]]:
+    """Give the segments with their minibatches, the numbers of the next ones drawn ahead."""
+    num_fresh = max((o.num_fresh for o in run.observables.values()), default=0)
+    observations = shape.num_draws // _fresh_interval(run) + 1 if num_fresh else 0
+    window = Window(length, observations, num_fresh)
+    segments = _segments(run, length)
+    queued = [feed.indices(s.first_step, s.first_observation, window) for s in segments[:1]]
+    for number, segment in enumerate(segments):
+        sources = feed.sources(queued.pop(), segment.num_steps)
+        # Queued before this segment's program is: the host need not wait for that to end.
+        queued += [
+            feed.indices(s.first_step, s.first_observation, window)
+            for s in segments[number + 1 : number + 2]
+        ]
+        yield segment, sources
 
 
 def _schedule(run: Run, segment: Segment) -> Schedule:
@@ -189,10 +213,6 @@ def _schedule(run: Run, segment: Segment) -> Schedule:
     return Schedule(*(jax.device_put(np.int32(count)) for count in counts))
 
 
-def _health(carry: Any) -> tuple[Any, Any]:
-    return carry.alive, carry.died_at
-
-
 def _progress(ledger: "Ledger", carry: Any) -> Progress:
     def snapshot() -> Run:
         return ledger.run(jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=False), carry))
@@ -202,7 +222,7 @@ def _progress(ledger: "Ledger", carry: Any) -> Progress:
         ledger.begun.settings.num_steps,
         ledger.num_draws,
         ledger.health.alive,
-        ledger.gap(),
+        ledger.gap,
         snapshot,
     )
 
@@ -228,8 +248,9 @@ class Ledger:
         """The paired gap in nats of the draws so far, ``[component, chain, draw]``."""
         return np.concatenate(self.traces["gap"], axis=-1)
 
-    def absorb(self, segment: Segment, records: Records, health: tuple[Any, Any]) -> None:
-        """Take in what one chunk reported."""
+    def absorb(self, segment: Segment, records: Records, carry: Carry) -> None:
+        """Take in what one chunk reported, when it has."""
+        records, health = jax.device_get((records, (carry.alive, carry.died_at)))
         count = len(self.begun.components)
         num_draws = int(records.num_draws)
         for name, trace in records.traces.items():

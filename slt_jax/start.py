@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from slt_jax._tree import Static, inner, join
+from slt_jax._tree import Static, inner, is_array, join
 from slt_jax._types import ChainKey, Displacement, Scalar
 from slt_jax.carry import Carry, Rows
+from slt_jax.fingerprint import checksums
 from slt_jax.kernels.base import AbstractKernel, Info
 from slt_jax.minibatch import Minibatch
 from slt_jax.noise import noise_like
@@ -46,7 +47,7 @@ class Start(NamedTuple):
     carry: Carry
     centers: dict[str, Any]
     feeling: Feeling
-    weight_sums: Array
+    checksums: Array
 
 
 @functools.partial(jax.jit, static_argnames=("static", "num_chains", "dispersed"))
@@ -93,12 +94,8 @@ def start(
     centers = {
         name: _center(observable, posterior, batch) for name, observable in observables.items()
     }
-    sums = jnp.stack(
-        [
-            jnp.stack([jnp.sum(leaf, dtype=jnp.float32), jnp.sum(jnp.abs(leaf), dtype=jnp.float32)])
-            for leaf in jax.tree.leaves(posterior.params)
-        ]
-    )
+    named = (posterior.params, posterior.loss_fn, kernel)
+    sums = checksums([leaf for leaf in jax.tree.leaves(named) if is_array(leaf)])
     carry = _carry(jax.vmap(init)(rows), rows, observables, centers)
     return Start(rows, carry, centers, feelings, sums)
 
@@ -121,7 +118,9 @@ def _carry(
     zero = jnp.zeros((num_rows,), jnp.float32)
     partials = {}
     for name, observable in observables.items():
-        sums = observable.statistic.empty(observable.relative(centers[name], centers[name]))
+        zero_value = observable.relative(centers[name], centers[name])
+        zero_value = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), zero_value)
+        sums = observable.statistic.empty(zero_value)
         partials[name] = jax.tree.map(
             lambda leaf: jnp.zeros((num_rows, *leaf.shape), leaf.dtype), sums
         )
@@ -172,7 +171,7 @@ def _feel(
         size = jnp.where(is_first | (precision <= 0), step_size, stationary)
         feeling, curvature = _feel_at(target, key, size, batch)
         bent = target.n_beta * jnp.maximum(jnp.mean(curvature), 0)
-        return target.localization + bent, feeling
+        return target.prior_precision + bent, feeling
 
     start = jnp.ones((), jnp.float32)
     _, feelings = jax.lax.scan(visit, start, jnp.asarray([True, False]))
@@ -217,7 +216,8 @@ def check_feeling(feeling: Feeling) -> None:
         "the loss does not follow its own gradient: over a displacement of {size:.1e} per weight "
         "({name}) it changes by {change:.2e} nats where the gradient says {integral:.2e}. A model "
         "that casts weights to a narrow dtype rounds the displacement away: compute w* + δ in "
-        "float32 and cast activations instead, or keep the weights in float32"
+        "float32 and cast activations instead, keep the weights in float32, or raise "
+        "jax_default_matmul_precision; a loss that is not finite nearby needs a larger localization"
     )
     kinds = ((1, "the size of the posterior, 1/√(γ + nβh)", True), (0, "one step, √ε", False))
     rounding = 32 * np.finfo(np.float32).eps * np.maximum(feeling.scale, 1e-30)
@@ -225,11 +225,11 @@ def check_feeling(feeling: Feeling) -> None:
     expected = np.sqrt(np.mean(np.square(feeling.integral), axis=-1))
     changed = np.sqrt(np.mean(np.square(feeling.change), axis=-1))
     for number, name, fatal in kinds:
-        for component in np.flatnonzero((miss > 0.1 * expected + rounding)[:, number]):
+        for component in np.flatnonzero(~(miss <= 0.1 * expected + rounding)[:, number]):
             at = (component, number)
             text = message.format(
                 size=feeling.size[at], name=name, change=changed[at], integral=expected[at]
             )
             if fatal:
                 raise ValueError(text)
-            warnings.warn(text, stacklevel=4)
+            warnings.warn(text, stacklevel=5)

@@ -93,7 +93,8 @@ def _batch_sums(
         values, combined = values_and_weights(losses, Minibatch(examples, masked))
         assert combined is not None
         finite = jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)
-        return jnp.sum(values * combined), (jnp.sum(combined), finite)
+        loss, weight = jnp.sum(values * combined), jnp.sum(combined)
+        return loss.astype(jnp.float32), (weight.astype(jnp.float32), finite)
 
     (loss, (weight, finite)), gradient = jax.value_and_grad(total, has_aux=True)(leaves.zeros())
     return loss, weight, finite, gradient

@@ -14,7 +14,6 @@ import slt_jax as slt
 from slt_jax.kernels.sgld import Sgld
 from tests.helpers import (
     DATA,
-    OBSERVABLES,
     PARAMS,
     POSTERIOR,
     compiled_programs,
@@ -39,8 +38,8 @@ def programs(posterior, step_size, num_draws):
     return list(names)
 
 posteriors = POSTERIOR, make_posterior(n_beta=9.0, localization=3.0)
-# Under guards, since it is the one place where whole estimates are made from nothing.
-with jax.transfer_guard("disallow"), jax.debug_nans(True), jax.numpy_dtype_promotion("strict"):
+# Under guards, since this is where whole estimates are made from nothing.
+with jax.transfer_guard("disallow"), jax.debug_nans(True), jax.numpy_rank_promotion("raise"):
     report = {
         "first": programs(posteriors[0], 1e-3, 40),
         "other numbers": programs(posteriors[1], 2e-3, 40),
@@ -81,6 +80,7 @@ class CountingSgld(Sgld):
 
 
 TRACES: list[Sgld] = []
+PLAIN = {"observables": None, "collect": None}
 
 
 def counting_sgld(step_size):
@@ -93,7 +93,7 @@ def warm():
     """What a first run of this structure traced and compiled."""
     TRACES.clear()
     with compiled_programs() as names:
-        sample(kernel=counting_sgld(1e-3))
+        sample(kernel=counting_sgld(1e-3), **PLAIN)
     return len(TRACES), list(names)
 
 
@@ -121,12 +121,12 @@ def moved(params):
         {"num_draws": lambda: 700},
         {"num_burnin_steps": lambda: 0},
         {"num_burnin_steps": lambda: 300},
-        {"observables": lambda: dict(OBSERVABLES)},
     ],
     ids=lambda change: next(iter(change)),
 )
 def test_new_numbers_trace_and_compile_nothing(warm, change):
     options = {"kernel": counting_sgld(1e-3)} | {name: make() for name, make in change.items()}
+    options |= PLAIN
     TRACES.clear()
     with compiled_programs() as names:
         sample(**options)
@@ -135,7 +135,7 @@ def test_new_numbers_trace_and_compile_nothing(warm, change):
 
 
 def test_extending_compiles_nothing_however_often(warm):
-    run = sample(kernel=counting_sgld(1e-3))
+    run = sample(kernel=counting_sgld(1e-3), **PLAIN)
     TRACES.clear()
     with compiled_programs() as names:
         for _ in range(2):

@@ -9,6 +9,8 @@ import pytest
 
 import slt_jax as slt
 from slt_jax.minibatch import values_and_weights, weighted_mean
+from slt_jax.observables import GapPair
+from slt_jax.preparation import prepare
 from tests.helpers import KERNEL, KEY, NUM_EXAMPLES, assert_close, assert_same, numbers
 
 NUM_POSITIONS = 5
@@ -128,6 +130,16 @@ def test_losses_that_are_not_finite_where_they_are_masked_are_refused():
     batches = slt.Batches({"tokens": tokens, "mask": mask}, 8, weights=mask)
     with pytest.raises(ValueError, match=r"not finite for example 11.*masked ones included"):
         sample(position_loss_nan_on_padding, batches)
+
+
+@pytest.mark.xfail(strict=True, reason="the centre of observables is 0/0 on a batch of padding")
+def test_a_first_batch_that_is_all_padding_spoils_nothing():
+    weights = MASK.copy()
+    weights[:8] = 0.0
+    batches = slt.Batches({"tokens": SEQUENCES, "mask": MASK}, 8, weights=weights)
+    options = {"num_chains": 4, "observables": {"fresh": GapPair()}}
+    run = prepare(posterior_of(position_loss), KERNEL, batches, KEY, options)
+    assert np.isfinite(run.centers["fresh"]).all()
 
 
 def test_the_loss_of_a_weighted_run_is_the_weighted_mean():

@@ -1,10 +1,8 @@
 """JAX's other modes: each gives the numbers of the default mode, to the bit where it says so.
 
-The tests run under strict dtype promotion (see ``conftest.py``); the mode users start with is one
-of the others here. ``test_compiles.py`` makes whole estimates under guards.
+The tests run under strict dtype promotion (see ``conftest.py``). The mode users start with is that
+of the process in ``test_compiles.py``, where whole estimates are compiled and made under guards.
 """
-
-import contextlib
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +16,9 @@ from tests.helpers import (
     assert_close,
     assert_same,
     make_posterior,
-    network_loss,
     numbers,
     sample,
 )
-
-
-def guarded_loss(params, batch):
-    """The network's loss as another function: its programs are built inside the guard, too."""
-    return network_loss(params, batch)
-
-
-@contextlib.contextmanager
-def guarded():
-    with jax.transfer_guard("disallow"), jax.numpy_rank_promotion("raise"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +26,18 @@ def default():
     return numbers(sample())
 
 
-def test_without_implicit_transfers_and_rank_promotion(default):
-    posterior, kernel, key = make_posterior(guarded_loss), slt.sgld(1e-3), jax.random.key(20)
-    with guarded():
-        run = sample(posterior, kernel, key=key, num_draws=13)
+def test_without_implicit_transfers(default):
+    key = jax.random.key(20)
+    with jax.transfer_guard("disallow"):
+        run = sample(make_posterior(), slt.sgld(1e-3), key=key, num_draws=13)
         run = slt.extend(run, 17, progress=False)
         found = numbers(run)
     assert_same(found, default)
 
 
 def test_the_guard_is_on():
-    with guarded(), pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+    guard = jax.transfer_guard("disallow")
+    with guard, pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         jax.jit(jnp.sin)(np.ones(3, np.float32))
 
 
@@ -58,11 +45,6 @@ def test_batches_from_the_host_are_placed_explicitly(default):
     with jax.transfer_guard("disallow"):
         run = sample(execution=slt.Execution(device_data_bytes=0))
     assert_same(numbers(run), default)
-
-
-def test_with_standard_promotion(default):
-    with jax.numpy_dtype_promotion("standard"):
-        assert_same(numbers(sample()), default)
 
 
 def test_with_checks_for_nans(default):

@@ -35,7 +35,9 @@ def test_bfloat16_weights_give_the_float32_answer():
     narrow, wide = (sample(make_posterior(params=p), kernel, **options) for p in (NARROW, WIDE))
     assert_same(numbers(narrow), numbers(wide))
     assert np.max(np.abs(narrow.positions["output"])) < 1e-3
-    assert len(np.unique(narrow.traces["gap"])) == narrow.traces["gap"].size
+    # The first gap is that of w*, zero for every chain; no later one is lost to rounding.
+    later = narrow.traces["gap"][..., 1:]
+    assert len(np.unique(later)) == later.size
     assert narrow.posterior.params["output"].dtype == jnp.bfloat16
 
 

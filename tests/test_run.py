@@ -35,7 +35,7 @@ def test_hooks_see_progress_and_can_stop_the_run():
     run = sample(hooks=[stop_after_ten_draws], execution=execution)
     assert run.num_draws == 10
     assert [progress.step for progress in seen] == [5, 10, 15, 20]
-    assert seen[-1].gap.shape == (1, 4, 10)
+    assert seen[-1].gap().shape == (1, 4, 10)
 
 
 def test_a_snapshot_stays_valid_while_the_run_goes_on():

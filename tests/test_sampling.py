@@ -181,13 +181,6 @@ def test_traces_and_burnin_have_the_lengths_asked_for():
     assert run.num_draws == 6
 
 
-def test_rows_can_be_computed_some_at_a_time():
-    whole = sample()
-    some = sample(observables=None, execution=slt.Execution(rows_at_once=3))
-    assert_close(dict(some.traces), dict(whole.traces), 1e-5)
-    assert np.array_equal(some.traces["noise_norm"], whole.traces["noise_norm"])
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -49,11 +49,17 @@ def difference(first: "LLCResult", second: "LLCResult") -> LLCDifference:
     )
     if not shared or first.gap.shape != second.gap.shape:
         return LLCDifference(mean, math.sqrt(separate), False, math.nan)
-    series = first.n_beta * first.gap - second.n_beta * second.gap
-    weights = first.draw_weights / np.mean(first.draw_weights)
-    centered = weights * (series - np.average(series, axis=1, weights=weights)[:, None])
-    together = mean_error(centered, independent_batches=False).standard_error ** 2
+    series = _weighted(first) - _weighted(second)
+    independent = first.independent_chains and second.independent_chains
+    together = mean_error(series, independent).standard_error ** 2
     ratio = together / separate
     if not ratio < 1:
         return LLCDifference(mean, math.sqrt(separate), False, ratio)
     return LLCDifference(mean, math.sqrt(together), True, ratio)
+
+
+def _weighted(result: "LLCResult") -> np.ndarray:
+    """Give nβ·gap ``[chain, draw]``, scaled so that plain means are those of the weighted draws."""
+    weights = result.draw_weights / np.mean(result.draw_weights)
+    center = np.average(result.gap, axis=1, weights=weights)[:, None]
+    return result.n_beta * (center + weights * (result.gap - center))

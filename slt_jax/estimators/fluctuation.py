@@ -20,14 +20,18 @@ PAIR = "gap pair"
 class ExampleLosses(LossValues):
     """The loss of every example of a probe, its positions averaged with the probe's mean weight."""
 
-    statistic: AbstractStatistic = Variance(batch_length=1)
+    statistic: AbstractStatistic = Variance()
     every: int = eqx.field(static=True, default=1)
 
     def relative(self, value, center):
         losses, weights = value
         positions = tuple(range(1, losses.ndim))
         total = jnp.sum(weights * (losses - center[0]), axis=positions)
-        return total / (jnp.sum(weights) / losses.shape[0])
+        active = jnp.sum(jnp.sum(weights, axis=positions) > 0).astype(jnp.float32)
+        # Rows without weight are padding: the scale makes the mean over all rows of a variance the
+        # mean over those that count.
+        padded = jnp.sqrt(losses.shape[0] / active)
+        return padded * total / (jnp.sum(weights) / active)
 
 
 def fluctuations(
@@ -36,8 +40,8 @@ def fluctuations(
     """Give the second estimator, the singular fluctuation and the local WBIC (D15)."""
     second, error = _second_estimator(run, number, alive, gap, n_beta)
     fluctuation = math.nan
-    if EXAMPLES in run.totals:
-        variance = run.observables[EXAMPLES].statistic.finalize(run.totals[EXAMPLES]).value
+    if EXAMPLES in run.observables:
+        variance = run.statistics[EXAMPLES].value
         fluctuation = n_beta / 2 * float(variance[number][alive].mean())
     wbic = math.nan
     examples = run.batches.num_examples

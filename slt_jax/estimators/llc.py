@@ -17,7 +17,7 @@ from slt_jax.estimators.series import (
     drift,
     mean_error,
 )
-from slt_jax.estimators.surroundings import Surroundings, look_around
+from slt_jax.estimators.surroundings import look_around
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.observables import GapPair, MeanLoss
 from slt_jax.posterior import LocalPosterior
@@ -82,6 +82,11 @@ def llc(
             "batches in an order of your own depend on earlier ones, which biases the gap measured "
             "on them: pass evaluation=slt.Probe(examples), or use uniform batches"
         )
+    if len(options.get("components") or {}) > 1:
+        raise ValueError(
+            "llc estimates one component: use run = slt.sample(..., components=...) and "
+            "slt.llc_from(run, component=name) for each"
+        )
     own = _observables(kernel, evaluation, options)
     options["observables"] = dict(options.get("observables") or {}) | own
     run = sample(posterior, kernel, batches, key, **options)
@@ -98,8 +103,9 @@ def _observables(kernel: AbstractKernel, evaluation: Probe | None, options: Any)
         }
     if getattr(kernel, "full_batch", False):
         return {}
-    # Two forward passes for every hundredth part of the run: enough for a variance, nearly free.
-    return {PAIR: GapPair(every=max(1, options.get("num_draws", 1000) // 100))}
+    # Enough pairs for a variance, nearly free; in powers of 4 because the interval is compiled in.
+    hundredth = max(1, options.get("num_draws", 1000) // 100)
+    return {PAIR: GapPair(every=4 ** int(math.log(hundredth, 4)))}
 
 
 def llc_from(
@@ -135,9 +141,9 @@ def llc_from(
     mean = n_beta * float(np.average(gap.mean(axis=0), weights=weights))
     parts = [
         _errors(gap, weights, n_beta, run),
-        _stationarity(gap, mean, n_beta, run, around),
+        _stationarity(gap, n_beta, run),
         _traces(run, number, alive),
-        budget(run, number, mean, n_beta, around),
+        budget(run, number, mean, around),
         fluctuations(run, number, alive, gap, n_beta),
     ]
     merged = {name: value for part in parts for name, value in part.items()}
@@ -151,12 +157,15 @@ def llc_from(
         num_survey_examples=run.survey.num_examples,
         n_beta=n_beta,
         localization=float(run.posterior.localization),
-        effective_curvature=float(run.posterior.localization) / n_beta if n_beta else math.inf,
+        effective_curvature=float(run.posterior.prior_precision) / n_beta if n_beta else math.inf,
         num_params=run.posterior.restriction.num_params,
         num_dropped=int((~alive).sum()),
         data_refined=data_refined,
         adjusted=run.kernel.adjusted,
-        comparable_starts=run.settings.dispersed and run.batches.per_chain,
+        independent_chains=_independent(run),
+        comparable_starts=run.settings.dispersed and _independent(run),
+        adapting=_adapting(run),
+        run=run,
         metadata=dict(run.metadata) | {"num_draws": run.num_draws},
         **merged,
     )
@@ -180,10 +189,11 @@ def _alive(run: Run, number: int, drop_diverged: bool) -> np.ndarray:
     if not alive.all() and not drop_diverged:
         raise ChainsDiverged(
             f"{run.health}: an average over them is not an estimate. Lower the step size, raise "
-            "the localization, or pass drop_diverged=True to go on without them"
+            "the localization, or go on without them: slt.llc_from(error.run, drop_diverged=True)",
+            run,
         )
     if not alive.any():
-        raise ChainsDiverged(f"{run.health}: no chain is left to estimate from")
+        raise ChainsDiverged(f"{run.health}: no chain is left to estimate from", run)
     return alive
 
 
@@ -206,6 +216,16 @@ def _gap(run: Run, number: int, alive: np.ndarray) -> _Gap:
     return _Gap(run.traces["gap"][number][alive].astype(np.float64), weights)
 
 
+def _independent(run: Run) -> bool:
+    """Tell whether chains share nothing but w*: no minibatches."""
+    return run.batches.per_chain or run.kernel.full_batch
+
+
+def _adapting(run: Run) -> bool:
+    """Tell whether the metric still changed while draws were taken."""
+    return run.kernel.adapts and run.settings.num_burnin_steps == 0
+
+
 def _weighted(gap: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Give a series whose plain mean has the error of the weighted mean."""
     center = np.average(gap, axis=1, weights=weights)[:, None]
@@ -214,7 +234,7 @@ def _weighted(gap: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _errors(gap: np.ndarray, weights: np.ndarray, n_beta: float, run: Run) -> dict[str, float]:
     weighted = _weighted(gap, weights)
-    error = mean_error(weighted, run.batches.per_chain or run.kernel.full_batch)
+    error = mean_error(weighted, _independent(run))
     checked = convergence(gap)
     squared = error.standard_error**2
     ess = float(gap.var()) / squared if squared > 0 else math.nan
@@ -228,24 +248,25 @@ def _errors(gap: np.ndarray, weights: np.ndarray, n_beta: float, run: Run) -> di
     }
 
 
-def _stationarity(
-    gap: np.ndarray, mean: float, n_beta: float, run: Run, around: Surroundings | None
-) -> dict[str, float]:
-    """Measure the drift, and what it allows if the run is short against 2/(εγ) (D5)."""
+def _stationarity(gap: np.ndarray, n_beta: float, run: Run) -> dict[str, float]:
+    """Measure the drift, and what it allows if the run is short against its relaxation (D5)."""
     moved = drift(gap.mean(axis=0))
-    gamma = float(run.posterior.localization)
-    smallest = run.smallest_step_size
-    relaxations = run.step * smallest * gamma / 2
-    lasting = run.num_draws * run.settings.num_steps_bw_draws * smallest * gamma
-    rise = n_beta * (moved.change + 2 * moved.standard_error)
-    remaining = max(rise, 0.0) / lasting if lasting > 0 else math.inf
-    # After a few relaxation times the flattest direction is at rest, whatever the drift's error.
-    settled = relaxations > 3
+    precision = float(run.posterior.prior_precision)
+    relaxations, rise = math.nan, max(0.0, n_beta * (moved.change + 2 * moved.standard_error))
+    # Without a prior the flattest direction never comes to rest: the drift itself must be small.
+    remaining = rise
+    if precision > 0:
+        steps = run.kernel.relaxation_steps(run.smallest_step_size, precision)
+        relaxations = run.step / steps
+        # What is left of an exponential approach with rate 2/steps, from its slope at the end.
+        lasting = 2 * run.num_draws * run.settings.num_steps_bw_draws / steps
+        # After a few relaxation times the flattest direction is at rest, whatever the drift.
+        remaining = 0.0 if relaxations > 3 else rise / lasting
     return {
         "drift": n_beta * moved.change,
         "drift_error": n_beta * moved.standard_error,
         "relaxations": relaxations,
-        "remaining_rise": 0.0 if settled or not math.isfinite(rise) else remaining,
+        "remaining_rise": 0.0 if math.isnan(remaining) else remaining,
     }
 
 

@@ -27,11 +27,20 @@ def quadratic_form(
     >>> quadratic_form(np.array([2.0]), np.array([0.0]), 3.0, lambda h: 1 / h)
     1.5
     """
+    ritz, vectors = np.linalg.eigh(tridiagonal(diagonal, off_diagonal))
+    return float(norm_squared * np.sum(vectors[0] ** 2 * function(ritz)))
+
+
+def tridiagonal(
+    diagonal: Float[np.ndarray, " step"], off_diagonal: Float[np.ndarray, " step"]
+) -> Float[np.ndarray, "size size"]:
+    """Give Lanczos's matrix, in float64, up to the first vanishing off-diagonal entry.
+
+    >>> tridiagonal(np.array([2.0, 5.0]), np.array([0.0, 1.0])).tolist()
+    [[2.0]]
+    """
     scale = np.abs(diagonal[0]) + np.abs(off_diagonal[0]) + 1e-300
     ended = np.flatnonzero(off_diagonal <= 1e-5 * scale)
     size = int(ended[0]) + 1 if ended.size else len(diagonal)
-    matrix = np.diag(diagonal[:size].astype(np.float64))
     inner = off_diagonal[: size - 1].astype(np.float64)
-    matrix += np.diag(inner, 1) + np.diag(inner, -1)
-    ritz, vectors = np.linalg.eigh(matrix)
-    return float(norm_squared * np.sum(vectors[0] ** 2 * function(ritz)))
+    return np.diag(diagonal[:size].astype(np.float64)) + np.diag(inner, 1) + np.diag(inner, -1)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from slt_jax.estimators.verdict import Verdict, findings
+from slt_jax.run import Run
 
 if TYPE_CHECKING:
     from slt_jax.estimators.difference import LLCDifference
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 class BiasBudget(NamedTuple):
     """Predicted relative biases of the estimate (definition D8), NaN where they were not measured.
 
-    ``step_size`` from the discretisation, ``minibatch`` (an upper bound) from gradient noise, and
-    ``anchor`` (an upper bound) from anchoring at a gradient of only a part of the data. All raise
-    the estimate.
+    To first order, relative to the estimate without them: ``step_size`` from the discretisation,
+    ``minibatch`` from gradient noise, and ``anchor`` (an upper bound) from anchoring at a gradient
+    of only a part of the data. All raise the estimate; infinite where they would explain all of it.
     """
 
     step_size: float
@@ -42,7 +43,7 @@ class LLCResult:
         r_hat, ess, ess_bulk: rank-normalised split R-hat; pooled variance / SE²; bulk ESS.
         autocorrelation_time: of the gap, in draws.
         drift, drift_error: change of λ̂ over the draws by linear regression.
-        relaxations: length of the run in units of 2/(εγ).
+        relaxations: length of the run in relaxation times of the localization, 2/(εγ) for SGLD.
         remaining_rise: the rise that a linear drift still allows, at 2 standard errors.
         init_loss: L_n(w*) over ``num_survey_examples`` examples.
         gap: paired gap, ``[chain, draw]``.
@@ -50,6 +51,7 @@ class LLCResult:
         mala_acceptance: of the run's Langevin step by Metropolis's rule on a minibatch loss.
         distance, gradient_norm, noise_norm, localization_norm: means over draws, weight units.
         effective_curvature: h* = γ/nβ, below which a direction is invisible, nats/weight².
+        stiffness: the largest εa seen, a = nβh + γ; SGLD is unstable from 4 on.
         first_order: ½(nβ)² gᵀ(nβH + 2γ)(nβH + γ)⁻² g, g = ∇L_n(w*): how much λ̂ is too low.
         bias: predicted relative biases.
         control, control_error: λ̂₀, the reading of the same kernel with nβ = 0.
@@ -60,6 +62,8 @@ class LLCResult:
         wbic: n E_w[L_n] in nats, at nβ = n/log n only; NaN otherwise.
         data_refined: whether w* was trained on other data, so that a gradient at it is expected.
         num_dropped: chains left out because they became non-finite.
+        adapting: whether the metric still changed, so that control and biases are approximate.
+        run: what the estimate rests on; extend it with ``slt.extend(result.run, …)``.
         findings: all findings, gravest first.
     """
 
@@ -88,6 +92,7 @@ class LLCResult:
     n_beta: float
     localization: float
     effective_curvature: float
+    stiffness: float
     first_order: float
     bias: BiasBudget
     control: float
@@ -103,8 +108,11 @@ class LLCResult:
     num_dropped: int
     data_refined: bool
     adjusted: bool
+    adapting: bool
+    independent_chains: bool
     comparable_starts: bool
     metadata: dict[str, Any]
+    run: Run = dataclasses.field(repr=False)
 
     @property
     def num_chains(self) -> int:
@@ -160,10 +168,15 @@ class LLCResult:
                 f"{self.signal:.2f} ± {self.signal_error:.2f}"
             )
         if math.isfinite(self.bias.step_size):
+            anchor = f", anchor at most +{_percent(self.bias.anchor)}" if self.bias.anchor else ""
             lines.append(
-                f"  predicted bias: step size +{100 * self.bias.step_size:.1f} %, minibatch at "
-                f"most +{100 * self.bias.minibatch:.1f} %"
+                f"  predicted bias: step size +{_percent(self.bias.step_size)}, minibatch noise "
+                f"+{_percent(self.bias.minibatch)}{anchor}"
             )
+        else:
+            lines.append("  control without data and biases were not measured (surroundings=False)")
+        if self.adapting:
+            lines.append("  the metric kept adapting: control and predicted biases are approximate")
         if self.data_refined and math.isfinite(self.first_order):
             lines.append(
                 f"  the gradient at w* lowers the estimate by about {self.first_order:.3g}"
@@ -173,7 +186,7 @@ class LLCResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain numbers, strings and lists, for JSON or an experiment tracker."""
-        skipped = {"gap", "draw_weights", "per_chain", "bias", "metadata"}
+        skipped = {"gap", "draw_weights", "per_chain", "bias", "metadata", "run"}
         values = {
             field.name: _plain(getattr(self, field.name))
             for field in dataclasses.fields(self)
@@ -199,7 +212,8 @@ class LLCResult:
         """
         import xarray
 
-        numbers = {k: v for k, v in self.to_dict().items() if isinstance(v, (float, int))}
+        texts = {"verdict", "metadata", "per_chain"}
+        numbers = {name: value for name, value in self.to_dict().items() if name not in texts}
         numbers["llc"] = numbers.pop("mean")
         variables: dict[str, Any] = {
             name: ((), np.nan if value is None else value, {"units": _UNITS.get(name, "1")})
@@ -240,6 +254,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (int, np.integer)):
         return int(value)
     return float(value) if math.isfinite(value) else None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share < 10 else "over 1000 %"
 
 
 def _with_error(value: float, error: float) -> str:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+_MIN_BLOCKS = 10
+
 
 class MeanError(NamedTuple):
     """The standard error of a mean and the degrees of freedom it rests on."""
@@ -21,14 +23,16 @@ class Drift(NamedTuple):
     standard_error: float
 
 
-def long_run_variance(series: Float[np.ndarray, " draw"]) -> float:
+def long_run_variance(series: Float[np.ndarray, " draw"], time: float = 1.0) -> float:
     """Estimate σ∞² = Σ_k Cov(x_t, x_{t+k}), the variance of √T times the mean, by batch means.
 
-    Lugsail batch means 2σ̂²_b − σ̂²_{b/3} with b = ⌊√T⌋ (Vats & Flegal, arXiv 1809.04541): the bias
-    of plain batch means, which is downward, is more than removed.
+    Lugsail batch means 2σ̂²_b − σ̂²_{b/3} with b = ⌊√T⌋ or more (Vats & Flegal, arXiv 1809.04541):
+    the bias of plain batch means, which is downward, is more than removed.
 
     Args:
         series: float64 values in draw order, at least 2.
+        time: an autocorrelation time in draws, if one is known: batches are at least as long, as
+            far as 8 of them allow.
 
     Returns:
         σ̂∞², in squared units of the series; NaN below 4 draws.
@@ -39,47 +43,62 @@ def long_run_variance(series: Float[np.ndarray, " draw"]) -> float:
     length = math.isqrt(len(series))
     if length < 2:
         return math.nan
+    length = max(length, min(math.ceil(time), len(series) // 8))
     plain = _batch_means(series, length)
     lugsail = 2 * plain - _batch_means(series, max(length // 3, 1))
     return lugsail if lugsail > 0 else plain
 
 
 def _batch_means(series: np.ndarray, length: int) -> float:
-    count = len(series) // length
-    means = series[len(series) - count * length :].reshape(count, length).mean(axis=1)
-    return float(length * means.var(ddof=1))
+    return float(length * _block_means(series, length).var(ddof=1))
 
 
 def autocorrelation_time(series: Float[np.ndarray, " draw"]) -> float:
     """Estimate τ, in draws, of the slow part of a series.
 
     A paired gap is a slow signal plus the independent noise of its batch, which would hide a long
-    autocorrelation time in σ∞²/Var. The signal's variance is extrapolated from the lags above
-    zero, and Geyer's initial positive sequence (Statistical Science 7, 1992) is summed.
+    autocorrelation time in σ∞²/Var and from the first lags. Means over blocks of 2, 4, 8, … draws
+    are therefore compared with what white noise would give, until they vary more than that by 3.5
+    standard deviations. At that scale the signal's variance is extrapolated from the lags above
+    zero and Geyer's initial positive sequence (Statistical Science 7, 1992) is summed.
 
     >>> round(autocorrelation_time(np.random.default_rng(0).normal(size=10_000)), 1)
     1.0
     """
-    size = len(series)
-    if size < 8 or np.ptp(series) == 0:
-        return 1.0
+    size, block = len(series), 2
+    total = float(np.var(series, ddof=1)) if size > 1 else 0.0
+    while total > 0 and size // block >= _MIN_BLOCKS:
+        ratio = _batch_means(series, block) / total
+        if ratio > 1 + 3.5 * math.sqrt(2 / (size // block - 1)):
+            fine = max(1, block // 4)
+            covariance = _autocovariance(_block_means(series, fine))
+            slow = _slow_time(covariance) if covariance[1] > 0 else 4.0
+            return max(1.0, fine * slow)
+        block *= 2
+    return 1.0
+
+
+def _block_means(series: np.ndarray, length: int) -> np.ndarray:
+    count = len(series) // length
+    return series[len(series) - count * length :].reshape(count, length).mean(axis=1)
+
+
+def _autocovariance(series: np.ndarray) -> np.ndarray:
     centered = series - series.mean()
-    spectrum = np.fft.rfft(centered, 2 * size)
-    covariance = np.fft.irfft(spectrum * spectrum.conj())[:size] / size
-    if covariance[1] < 3 * covariance[0] / math.sqrt(size):
-        return 1.0
-    pairs = (
-        covariance[1:-1:2] + covariance[2::2]
-        if size % 2
-        else (covariance[1:-2:2] + covariance[2:-1:2])
-    )
+    spectrum = np.fft.rfft(centered, 2 * len(series))
+    return np.fft.irfft(spectrum * spectrum.conj())[: len(series)] / len(series)
+
+
+def _slow_time(covariance: np.ndarray) -> float:
+    """Give the autocorrelation time of the part of a series that is not white."""
+    odd = covariance[1 : len(covariance) - 1 : 2]
+    pairs = odd + covariance[2::2][: len(odd)]
     ended = np.flatnonzero(pairs <= 0)
     tail = float(pairs[: ended[0] if ended.size else len(pairs)].sum())
     # An AR(1) signal has variance γ₁²/γ₂; noise may push γ₂ anywhere, so keep it in bounds.
-    signal = float(
-        np.clip(covariance[1] ** 2 / max(covariance[2], 1e-300), covariance[1], covariance[0])
-    )
-    return max(1.0, (signal + 2 * tail) / signal)
+    signal = float(covariance[1] ** 2 / max(covariance[2], 1e-300))
+    signal = float(np.clip(signal, covariance[1], covariance[0]))
+    return (signal + 2 * max(tail, float(covariance[1]))) / signal
 
 
 def mean_error(gap: Float[np.ndarray, "chain draw"], independent_batches: bool) -> MeanError:
@@ -95,8 +114,10 @@ def mean_error(gap: Float[np.ndarray, "chain draw"], independent_batches: bool) 
     """
     num_chains, num_draws = gap.shape
     series = gap.mean(axis=0)
-    variance = long_run_variance(series) / num_draws
-    freedom = max(num_draws // max(math.isqrt(num_draws), 1) - 1, 1)
+    time = autocorrelation_time(series)
+    variance = long_run_variance(series, time) / num_draws
+    length = max(math.isqrt(num_draws), min(math.ceil(time), num_draws // 8), 1)
+    freedom = max(num_draws // length - 1, 1)
     if independent_batches and num_chains >= 4:
         between = gap.mean(axis=1).var(ddof=1) / num_chains
         if not between <= variance:
@@ -118,4 +139,5 @@ def drift(series: Float[np.ndarray, " draw"]) -> Drift:
     time = np.linspace(-0.5, 0.5, size)
     slope = float(time @ series / (time @ time))
     residuals = series - series.mean() - slope * time
-    return Drift(slope, math.sqrt(12 * long_run_variance(residuals) / size))
+    variance = long_run_variance(residuals, autocorrelation_time(residuals))
+    return Drift(slope, math.sqrt(12 * variance / size))

@@ -15,30 +15,46 @@ from slt_jax.minibatch import Minibatch, over_minibatches
 from slt_jax.noise import noise_like, stream_of
 from slt_jax.posterior import LocalPosterior
 from slt_jax.run import Run
-from slt_jax.survey import mean_weight
 
 _NUM_BATCHES = 32
-_NUM_CURVATURE_BATCHES = 4
+_NUM_CONTROL_DRAWS = 256
+_NUM_CURVATURE_BATCHES = 2
 _NUM_NOISE_BATCHES = 8
-_NUM_PROBES = 4
-_NUM_LANCZOS_STEPS = 10
+_NUM_PROBES = 2
+_NUM_NOISE_STARTS = 2
+_NUM_LANCZOS_STEPS = 6
+_AT_REST = 1e9
+
+
+class Lanczos(NamedTuple):
+    """Coefficients (α, β) of a matrix from a start vector, ``[..., step]``, and |start|²."""
+
+    diagonal: Array
+    off_diagonal: Array
+    norm_squared: Array
 
 
 class Surroundings(NamedTuple):
     """Measurements around w* and around the chains' last positions.
 
-    ``control_gap`` is the gap, in nats, at draws of the run's kernel without data (nβ = 0), one per
-    minibatch; ``step_curvature`` is Σ ε_i H_ii; ``lanczos`` the tridiagonal matrix
-    (diagonal, off-diagonal) of H started at ∇L_n(w*); ``plain_noise`` and ``anchored_noise`` are
-    tr Cov of the two gradient estimators over minibatches, weighted by ε_i; ``acceptance`` is that
-    of Metropolis's rule for the run's Langevin step on a minibatch loss.
+    With H_ε = √ε_i H_ij √ε_j, and ĝ a gradient on a minibatch:
+
+    - ``control_gap``: the gap, in nats, at draws of the run's kernel without data (nβ = 0);
+    - ``gradient``: Lanczos coefficients of H from ∇L_n(w*);
+    - ``probes``: those of H_ε from Rademacher vectors;
+    - ``noise``: those of H_ε from √ε_i times the deviations of ĝ;
+    - ``plain_noise``, ``anchored_noise``: Σ_i ε_i Var(ĝ_i) of the two gradient estimators;
+    - ``mean_step_size``: the mean of ε_i, in weight²;
+    - ``acceptance``: that of Metropolis's rule for the run's Langevin step on a minibatch loss.
     """
 
     control_gap: Array
-    step_curvature: Array
-    lanczos: tuple[Array, Array]
+    gradient: Lanczos
+    probes: Lanczos
+    noise: Lanczos
     plain_noise: Array
     anchored_noise: Array
+    mean_step_size: Array
     acceptance: Array
 
 
@@ -50,32 +66,24 @@ def look_around(run: Run, component: int, rows: np.ndarray) -> Surroundings:
         component: its number.
         rows: the row numbers of the component's live chains.
     """
-    starts = run.rows.starts
-    posterior = run.posterior
-    if starts is not None:
-        first = int(rows[0])
-        posterior = posterior.at_starts(
-            tuple(jax.device_put(jax.device_get(leaf)[first]) for leaf in starts)
-        )
-    states = jax.tree.map(lambda leaf: jax.device_get(leaf)[rows], run.carry.state)
-    gradient = tuple(jax.device_get(leaf)[component] for leaf in run.survey.gradient)
-    arrays, static = split((posterior, run.kernel))
-    numbers = _batch_numbers(run)
-    weight = mean_weight(run.posterior, run.batches, run.survey)
-    total = None if weight is None else setting(weight)
-    examples, weights = run.batches.rows(numbers)
-    examples, weights = on_device((examples, weights))
-    batches = Minibatch(examples, weights, total)
-    draws = np.linspace(0, run.num_draws - 1, _NUM_BATCHES).astype(np.int64)
+    arrays, static = split((run.posterior, run.kernel))
+    weight = run.survey.mean_weight
+    examples, weights = on_device(run.batches.rows(_batch_numbers(run)))
+    draws = np.linspace(0, run.num_draws - 1, _NUM_CONTROL_DRAWS).astype(np.int64)
     steps = run.settings.num_burnin_steps + (draws + 1) * run.settings.num_steps_bw_draws
+    if run.settings.dispersed:
+        steps = np.full(_NUM_CONTROL_DRAWS, _AT_REST)
     return _look(
         static,
         on_device(arrays),
         run.key,
-        on_device(states),
-        on_device(gradient),
-        on_device(batches),
+        run.rows.starts,
+        run.carry.state,
+        run.survey.gradient,
+        Minibatch(examples, weights, None if weight is None else setting(weight)),
         jax.device_put(steps.astype(np.float32)),
+        jax.device_put(rows.astype(np.int32)),
+        jax.device_put(np.int32(component)),
     )
 
 
@@ -95,27 +103,34 @@ def _look(
     static: Static,
     arrays: Any,
     key: ChainKey,
+    starts: Any,
     states: Any,
-    gradient: Displacement,
+    gradients: Displacement,
     batches: Minibatch,
     steps: Array,
+    rows: Array,
+    component: Array,
 ) -> Surroundings:
     posterior: LocalPosterior
     kernel: AbstractKernel
     posterior, kernel = join(arrays, static)
+    posterior = posterior.at_starts(jax.tree.map(lambda leaf: leaf[rows[0]], starts))
+    states = jax.tree.map(lambda leaf: leaf[rows], states)
+    gradient = tuple(leaf[component] for leaf in gradients)
     key = jax.random.fold_in(key, stream_of("surroundings"))
     sizes = jax.vmap(kernel.step_sizes)(states)
     sizes = tuple(jnp.mean(leaf, axis=0) for leaf in sizes)
     batches = batches.with_center(over_minibatches(posterior.center, batches))
     last = tuple(leaf[0] for leaf in states.position)
-    step_curvature, lanczos = _curvature(posterior, key, sizes, gradient, batches)
-    plain_noise, anchored_noise = _gradient_noise(posterior, sizes, last, batches)
+    plain, anchored = _batch_gradients(posterior, last, batches)
+    noise = anchored if kernel.needs_anchor else plain
+    ones = tuple(jnp.ones_like(size) for size in sizes)
     return Surroundings(
         _control(posterior, kernel, key, sizes, batches, steps),
-        step_curvature,
-        lanczos,
-        plain_noise,
-        anchored_noise,
+        *_curvature(posterior, key, sizes, gradient, noise, batches),
+        _spread(sizes, plain),
+        _spread(sizes, anchored),
+        inner(sizes, ones) / inner(ones, ones),
         _acceptance(posterior, key, sizes, states.position, batches),
     )
 
@@ -129,19 +144,19 @@ def _control(
     steps: Array,
 ) -> Array:
     """Give the gap at exact draws of the chain at nβ = 0, at the steps of real draws (D6)."""
-    gamma = jnp.maximum(posterior.localization, jnp.finfo(jnp.float32).tiny)
-    zeros = posterior.restriction.zeros()
+    gamma = jnp.maximum(posterior.prior_precision, jnp.finfo(jnp.float32).tiny)
+    center = posterior.prior_mean()
 
     def one(packed: tuple[Array, Array]) -> Scalar:
         number, step = packed
-        noise = noise_like(jax.random.fold_in(key, number), zeros, posterior.restriction.labels)
+        noise = noise_like(jax.random.fold_in(key, number), center, posterior.restriction.labels)
         shift = tuple(
-            xi * jnp.sqrt(kernel.control_variance(size, gamma, step))
-            for xi, size in zip(noise, sizes, strict=True)
+            mean + xi * jnp.sqrt(kernel.control_variance(size, gamma, step))
+            for mean, xi, size in zip(center, noise, sizes, strict=True)
         )
-        return posterior.gap(posterior.clip(shift), _pick(batches, number))
+        return posterior.gap(posterior.clip(shift), _pick(batches, number % _NUM_BATCHES))
 
-    return jax.lax.map(one, (jnp.arange(_NUM_BATCHES), steps))
+    return jax.lax.map(one, (jnp.arange(_NUM_CONTROL_DRAWS), steps))
 
 
 def _pick(batches: Minibatch, number: Array) -> Minibatch:
@@ -156,41 +171,67 @@ def _curvature(
     key: ChainKey,
     sizes: Displacement,
     gradient: Displacement,
+    noise: Displacement,
     batches: Minibatch,
-) -> tuple[Scalar, tuple[Array, Array]]:
-    """Estimate Σ_i ε_i H_ii with Rademacher probes, and give Lanczos coefficients of H from g.
+) -> tuple[Lanczos, Lanczos, Lanczos]:
+    """Run Lanczos from the gradient at w*, from random probes, and from minibatch noise.
 
-    One loop serves both, so that the Hessian product is compiled once: the first iterations are
-    Lanczos steps, the last ones multiply a probe each.
+    All starts go through one loop, so that the Hessian product is compiled once.
     """
-    tiny = jnp.finfo(jnp.float32).tiny
     labels = posterior.restriction.labels
+    root = tuple(jnp.sqrt(size) for size in sizes)
+    ones = tuple(jnp.ones_like(size) for size in sizes)
+    num_starts = 1 + _NUM_PROBES + _NUM_NOISE_STARTS
 
-    def visit(state: Any, number: Array) -> tuple[Any, tuple[Scalar, Scalar]]:
+    def start(number: Array) -> Displacement:
+        drawn = noise_like(jax.random.fold_in(key, 2**20 + number), gradient, labels)
+        probe = tuple(jnp.where(xi > 0, jnp.float32(1), jnp.float32(-1)) for xi in drawn)
+        which = jnp.clip(number - 1 - _NUM_PROBES, 0, _NUM_NOISE_STARTS - 1)
+        deviation = tuple(r * leaf[which] for r, leaf in zip(root, noise, strict=True))
+        return choose(number == 0, gradient, choose(number <= _NUM_PROBES, probe, deviation))
+
+    def run(number: Array) -> Lanczos:
+        metric = choose(number == 0, ones, root)
+        return _lanczos(posterior, batches, sizes, metric, start(number))
+
+    all_starts = jax.lax.map(run, jnp.arange(num_starts))
+    first, last = jax.tree.map(lambda leaf: leaf[0], all_starts), 1 + _NUM_PROBES
+    probes = jax.tree.map(lambda leaf: leaf[1:last], all_starts)
+    return first, probes, jax.tree.map(lambda leaf: leaf[last:], all_starts)
+
+
+def _lanczos(
+    posterior: LocalPosterior,
+    batches: Minibatch,
+    sizes: Displacement,
+    metric: Displacement,
+    start: Displacement,
+) -> Lanczos:
+    """Give the Lanczos coefficients of M H M from ``start``, M diagonal."""
+    tiny = jnp.finfo(jnp.float32).tiny
+
+    def visit(state: Any, _: None) -> tuple[Any, tuple[Scalar, Scalar]]:
         previous, current, beta = state
-        noise = noise_like(jax.random.fold_in(key, 2**20 + number), current, labels)
-        probe = tuple(
-            jnp.sqrt(size) * jnp.where(xi > 0, jnp.float32(1), jnp.float32(-1))
-            for xi, size in zip(noise, sizes, strict=True)
-        )
-        vector = choose(number < _NUM_LANCZOS_STEPS, current, probe)
-        product = _hessian_product(posterior, batches, sizes, vector)
-        alpha = inner(product, vector)
+        scaled = tuple(m * c for m, c in zip(metric, current, strict=True))
+        product = _hessian_product(posterior, batches, sizes, scaled)
+        product = tuple(m * p for m, p in zip(metric, product, strict=True))
+        alpha = inner(product, current)
         residual = tuple(
             p - alpha * c - beta * q for p, c, q in zip(product, current, previous, strict=True)
         )
         length = norm(residual)
-        unit = tuple(leaf / jnp.maximum(length, tiny) for leaf in residual)
+        # At an invariant subspace the residual is rounding noise: end there, do not blow it up.
+        length = jnp.where(length > 1e-6 * (jnp.abs(alpha) + beta), length, jnp.zeros_like(length))
+        inverse = jnp.where(length > 0, 1 / jnp.maximum(length, tiny), jnp.zeros_like(length))
+        unit = tuple(inverse * leaf for leaf in residual)
         return (current, unit, length), (alpha, length)
 
-    unit = tuple(leaf / jnp.maximum(norm(gradient), tiny) for leaf in gradient)
-    zeros = tuple(jnp.zeros_like(leaf) for leaf in gradient)
-    start = (zeros, unit, jnp.zeros((), jnp.float32))
-    _, (alphas, betas) = jax.lax.scan(visit, start, jnp.arange(_NUM_LANCZOS_STEPS + _NUM_PROBES))
-    return (
-        jnp.mean(alphas[_NUM_LANCZOS_STEPS:]),
-        (alphas[:_NUM_LANCZOS_STEPS], betas[:_NUM_LANCZOS_STEPS]),
-    )
+    length = norm(start)
+    unit = tuple(leaf / jnp.maximum(length, tiny) for leaf in start)
+    zeros = tuple(jnp.zeros_like(leaf) for leaf in start)
+    begin = (zeros, unit, jnp.zeros((), jnp.float32))
+    _, (alphas, betas) = jax.lax.scan(visit, begin, None, length=_NUM_LANCZOS_STEPS)
+    return Lanczos(alphas, betas, length**2)
 
 
 def _hessian_product(
@@ -211,10 +252,14 @@ def _hessian_product(
     return tuple(jnp.mean(leaf, axis=0) / scale for leaf in gradients)
 
 
-def _gradient_noise(
-    posterior: LocalPosterior, sizes: Displacement, position: Displacement, batches: Minibatch
-) -> tuple[Scalar, Scalar]:
-    """Give Σ_i ε_i Var(ĝ_i) over minibatches at a chain's position, plain and anchored at w*."""
+def _batch_gradients(
+    posterior: LocalPosterior, position: Displacement, batches: Minibatch
+) -> tuple[Displacement, Displacement]:
+    """Give deviations of minibatch gradients at a chain's position, plain and anchored at w*.
+
+    Returns:
+        ``[batch, ...]`` per block, with mean zero over the batches.
+    """
 
     def one(number: Array) -> Displacement:
         at_center = number >= _NUM_NOISE_BATCHES
@@ -224,13 +269,17 @@ def _gradient_noise(
     gradients = jax.lax.map(one, jnp.arange(2 * _NUM_NOISE_BATCHES))
     here = tuple(leaf[:_NUM_NOISE_BATCHES] for leaf in gradients)
     center = tuple(leaf[_NUM_NOISE_BATCHES:] for leaf in gradients)
+    return _centered(here), _centered(tuple(h - c for h, c in zip(here, center, strict=True)))
 
-    def spread(gradients: Displacement) -> Scalar:
-        variances = (jnp.var(leaf, axis=0, ddof=1) for leaf in gradients)
-        return inner(sizes, tuple(variances))
 
-    anchored = tuple(h - c for h, c in zip(here, center, strict=True))
-    return spread(here), spread(anchored)
+def _centered(gradients: Displacement) -> Displacement:
+    return tuple(leaf - jnp.mean(leaf, axis=0) for leaf in gradients)
+
+
+def _spread(sizes: Displacement, deviations: Displacement) -> Scalar:
+    """Give Σ_i ε_i Var(ĝ_i) from deviations over minibatches."""
+    variances = (jnp.sum(leaf**2, axis=0) / (_NUM_NOISE_BATCHES - 1) for leaf in deviations)
+    return inner(sizes, tuple(variances))
 
 
 def _acceptance(

@@ -37,6 +37,7 @@ MAX_R_HAT = 1.05
 MAX_BIAS = 0.1
 MAX_REMAINING = 0.1
 MIN_ACCEPTANCE = 0.5
+MAX_STIFFNESS, MAX_STABLE = 1.0, 3.0
 MAX_ACCEPTANCE_DIMENSION = 10_000
 
 
@@ -90,19 +91,26 @@ def _not_at_a_minimum(result: "LLCResult") -> Verdict | None:
 
 def _step_too_large(result: "LLCResult") -> Verdict | None:
     bias = result.bias
+    limit = MAX_STIFFNESS if bias.step_size > 0 else MAX_STABLE
     limited = result.num_params < MAX_ACCEPTANCE_DIMENSION and not result.adjusted
-    rejected = limited and result.mala_acceptance < MIN_ACCEPTANCE
-    if not (bias.step_size > MAX_BIAS or rejected):
+    stiff = result.stiffness > limit and not result.adjusted
+    smaller = "Lower the step size, and take more steps in proportion"
+    if stiff:
+        reason = f"the stiffest direction seen has εa = {result.stiffness:.2g}, unstable from 4 on"
+    elif bias.step_size > MAX_BIAS:
+        reason = f"the step size adds about {100 * bias.step_size:.0f} % to the estimate"
+    elif bias.minibatch > MAX_BIAS:
+        reason = f"minibatch noise adds about {100 * bias.minibatch:.0f} % to the estimate"
+        smaller = "Lower the step size, enlarge the batches, or anchor the gradients at w*"
+    elif bias.anchor > MAX_BIAS:
+        reason = f"the anchor's error adds up to {100 * bias.anchor:.0f} % to the estimate"
+        smaller = "Raise survey_examples"
+    elif limited and result.mala_acceptance < MIN_ACCEPTANCE:
+        accepted = 100 * result.mala_acceptance
+        reason = f"Metropolis's rule would accept only {accepted:.0f} % of the steps"
+    else:
         return None
-    reason = (
-        f"the step size adds about {100 * bias.step_size:.0f} % to the estimate"
-        if bias.step_size > MAX_BIAS
-        else f"Metropolis's rule would accept only {100 * result.mala_acceptance:.0f} % of the "
-        "steps on a minibatch loss"
-    )
-    return Verdict(
-        "step too large", reason, "Lower the step size, and take more steps in proportion"
-    )
+    return Verdict("step too large", reason, smaller)
 
 
 def _too_short(result: "LLCResult") -> Verdict | None:
@@ -121,10 +129,13 @@ def _too_short(result: "LLCResult") -> Verdict | None:
         )
     if result.remaining_rise <= MAX_REMAINING * abs(result.mean):
         return None
+    if math.isnan(result.relaxations):
+        length = "without a localization nothing bounds how long the flattest direction takes"
+    else:
+        length = f"the run lasts {result.relaxations:.2g} relaxation times of the localization"
     return Verdict(
         "too short",
-        f"the run lasts {result.relaxations:.2g} relaxation times 2/(εγ) of the localization, and "
-        f"its drift allows a further rise of up to {result.remaining_rise:.3g}",
+        f"{length}, and the drift allows a further rise of up to {result.remaining_rise:.3g}",
         "Take more steps, a larger step size, or a larger localization",
     )
 

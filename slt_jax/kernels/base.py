@@ -87,6 +87,22 @@ class AbstractKernel(eqx.Module):
     def step_sizes(self, state: Any) -> Displacement:
         """Give the step size ε_i of every weight: drift ε_i/2 and noise √ε_i."""
 
+    @property
+    def adapts(self) -> bool:
+        """Whether the kernel changes its metric until it is frozen."""
+        return False
+
+    def relaxation_steps(self, step_size: float, precision: float) -> float:
+        """Give the steps after which a direction of this precision has forgotten all but 1/e.
+
+        Equation: 2/(εγ) for SGLD, whose autocorrelation per step is 1 − εγ/2.
+
+        Args:
+            step_size: the smallest ε_i, in weight².
+            precision: γ > 0, that of the flattest direction, in 1/weight².
+        """
+        return 2 / (step_size * precision)
+
     def bias_factors(self) -> BiasFactors:
         """Give the kernel's biases in units of those of SGLD with the same ε."""
         return BiasFactors(1.0, 1.0)

@@ -1,12 +1,12 @@
 """Metropolis-corrected full-batch kernels through blackjax: references without step-size bias."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 
-from slt_jax._tree import norm
 from slt_jax._types import Displacement, Scalar
 from slt_jax.kernels.base import AbstractKernel, BiasFactors, Info
 from slt_jax.kernels.sgld import positive_step_size
@@ -34,6 +34,17 @@ class Exact(AbstractKernel):
     def step_sizes(self, state):
         return tuple(jnp.full_like(delta, self.step_size) for delta in state.position)
 
+    def relaxation_steps(self, step_size, precision):
+        # A trajectory of time t turns a direction of frequency √γ by the angle √γ t; one that turns
+        # on its own (NUTS) is taken to reach a quarter turn.
+        steps = dict(self.options).get("num_integration_steps")
+        if self.options and steps is None:
+            return 1.0
+        angle = math.sqrt(precision * step_size) * (steps or 1)
+        if steps is None:
+            return super().relaxation_steps(step_size, precision)
+        return max(1.0, -1 / math.log(max(abs(math.cos(min(angle, math.pi / 2))), 1e-9)))
+
     def bias_factors(self):
         return BiasFactors(0.0, 0.0)
 
@@ -47,12 +58,11 @@ class Exact(AbstractKernel):
         algorithm = self.build(log_density, self.step_size, state.position, **dict(self.options))
         proposal, report = algorithm.step(key, algorithm.init(state.position))
         acceptance = report.acceptance_rate
-        moved = tuple(new - old for new, old in zip(proposal.position, state.position, strict=True))
         zero = jnp.zeros((), jnp.float32)
         info = Info(
             target.gap(state.position, batch),
             zero,
-            norm(moved),
+            zero,
             zero,
             jnp.asarray(acceptance, jnp.float32),
             jnp.ones((), jnp.float32),

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from slt_jax._tree import norm
 from slt_jax._types import Displacement, Scalar, as_float, setting
@@ -41,6 +42,9 @@ class Sghmc(AbstractKernel):
 
     def step_sizes(self, state):
         return tuple(jnp.full_like(delta, self.step_size) for delta in state.position)
+
+    def relaxation_steps(self, step_size, precision):
+        return momentum_relaxation(self.friction, step_size, precision)
 
     def bias_factors(self):
         # One kick's noise is felt until friction has forgotten it: with c the momentum kept per
@@ -87,6 +91,20 @@ def momentum_inflation(friction: Scalar, step_size: Scalar) -> float:
     """Give (1 + c)/(1 − c), c = exp(−friction·√ε): gradient noise relative to SGLD's."""
     kept = math.exp(-float(friction) * math.sqrt(float(step_size)))
     return (1 + kept) / (1 - kept)
+
+
+def momentum_relaxation(friction: Scalar, step_size: float, precision: float) -> float:
+    """Give −1/log of the spectral radius of one step on a quadratic of this precision."""
+    time_step = math.sqrt(step_size)
+    kept = math.exp(-float(friction) * time_step)
+    step = np.array(
+        [
+            [1 - 0.5 * step_size * precision * (1 + kept), 0.5 * time_step * (1 + kept)],
+            [-kept * time_step * precision, kept],
+        ]
+    )
+    radius = float(np.abs(np.linalg.eigvals(step)).max())
+    return -1 / math.log(radius) if radius < 1 else math.inf
 
 
 def sghmc(step_size: Any, friction: Any, *, gradient: AbstractGradient | None = None) -> Sghmc:

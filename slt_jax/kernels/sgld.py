@@ -63,6 +63,10 @@ class Sgld(AbstractKernel):
             return tuple(jnp.full_like(delta, step_size) for delta in state.position)
         return tuple(step_size * scale for scale in metric)
 
+    @property
+    def adapts(self) -> bool:
+        return self.preconditioner.adapts
+
     def bias_factors(self):
         if self.noise_averaging:
             return BiasFactors(0.0, 1.0)

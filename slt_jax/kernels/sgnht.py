@@ -9,7 +9,7 @@ from slt_jax._tree import inner, norm
 from slt_jax._types import Displacement, Scalar, as_float, setting
 from slt_jax.kernels.base import AbstractKernel, BiasFactors, Info
 from slt_jax.kernels.gradients import AbstractGradient, plain
-from slt_jax.kernels.sghmc import momentum_inflation
+from slt_jax.kernels.sghmc import momentum_inflation, momentum_relaxation
 from slt_jax.kernels.sgld import positive_step_size
 from slt_jax.noise import noise_like
 
@@ -45,6 +45,9 @@ class Sgnht(AbstractKernel):
 
     def step_sizes(self, state):
         return tuple(jnp.full_like(delta, self.step_size) for delta in state.position)
+
+    def relaxation_steps(self, step_size, precision):
+        return momentum_relaxation(self.diffusion, step_size, precision)
 
     def bias_factors(self):
         # At most: the thermostat takes away the part of the gradient noise that is isotropic.
