@@ -27,6 +27,13 @@ def checksums(arrays: list[Array]) -> UInt32[Array, "leaf 2"]:
 
 
 def _checksum(array: Array) -> Array:
+    # A loss may hold masks, keys or complex tables: give them bits that can be summed.
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        array = jnp.stack([array.real, array.imag])
+    if array.dtype in (jnp.bool_, jnp.int4, jnp.uint4):
+        array = array.astype(jnp.uint8)
     size = array.dtype.itemsize
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[size]
     bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)

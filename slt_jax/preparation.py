@@ -38,11 +38,7 @@ def prepare(
     settings = _settings(options)
     check_settings(settings)
     check_loss(posterior, batches)
-    chosen = options.get("components")
-    if chosen is not None and not chosen:
-        raise ValueError("components is empty: name at least one, or leave it out for all weights")
-    components = dict(chosen or {"weights": posterior.restriction})
-    observables = _observables(options)
+    components, observables = _components(posterior, options), _observables(options)
     starts = None
     if options.get("components"):
         posterior, starts = _stack_components(posterior, components)
@@ -52,13 +48,12 @@ def prepare(
     if kernel.needs_anchor:
         if starts is not None:
             raise ValueError("anchored gradients work for one component at a time")
-        posterior = posterior.with_anchor(tuple(leaf[0] for leaf in survey.gradient))
+        posterior = posterior.with_anchor(survey.gradient)
     adaptation = settings.num_burnin_steps or 2**31 - 1
     kernel = on_device(kernel.freeze_after(jax.device_put(np.int32(adaptation))))
     begun = _begin(
         posterior, kernel, batches, key, settings, components, observables, starts, survey
     )
-    shape = (len(components), settings.num_chains)
     return Run(
         posterior=posterior,
         kernel=kernel,
@@ -72,14 +67,30 @@ def prepare(
         rows=begun.rows,
         carry=begun.carry,
         step=0,
-        traces={name: np.zeros((*shape, 0), np.float32) for name in (*Info._fields, "distance")},
-        burnin_gap=np.zeros((*shape, 0), np.float32),
-        totals={},
         centers=begun.centers,
-        health=Health(np.ones(shape, bool), np.full(shape, -1)),
-        smallest_step_size=float("nan"),
         metadata=_metadata(posterior, kernel, batches, key, settings, components, begun),
+        **_nothing_yet(len(components), settings.num_chains),
     )
+
+
+def _nothing_yet(num_components: int, num_chains: int) -> dict[str, Any]:
+    """Give the record of no steps: no draws, nothing summed, every chain alive."""
+    shape = (num_components, num_chains)
+    none = np.zeros((*shape, 0), np.float32)
+    return {
+        "traces": dict.fromkeys((*Info._fields, "distance"), none),
+        "burnin_gap": none,
+        "totals": {},
+        "health": Health(np.ones(shape, bool), np.full(shape, -1)),
+        "smallest_step_size": float("nan"),
+    }
+
+
+def _components(posterior: LocalPosterior, options: SampleOptions) -> dict[str, Restriction]:
+    chosen = options.get("components")
+    if chosen is not None and not chosen:
+        raise ValueError("components is empty: name at least one, or leave it out for all weights")
+    return dict(chosen or {"weights": posterior.restriction})
 
 
 def _settings(options: SampleOptions) -> Settings:
@@ -108,8 +119,6 @@ def _observables(options: SampleOptions) -> dict[str, AbstractObservable]:
     if collect is not None:
         if "positions" in observables:
             raise ValueError("the name 'positions' is taken by collect: rename the observable")
-        if "positions" in observables:
-            raise ValueError('the name "positions" belongs to collect: give the observable another')
         observables["positions"] = collect
     if len({o.every for o in observables.values() if o.num_fresh}) > 1:
         raise ValueError("observables on fresh batches must share one interval `every`")

@@ -140,6 +140,7 @@ def llc_from(
         around = jax.device_get(look_around(run, number, rows))
     mean = n_beta * float(np.average(gap.mean(axis=0), weights=weights))
     parts = [
+        _settings(run, n_beta),
         _errors(gap, weights, n_beta, run),
         _stationarity(gap, n_beta, run),
         _traces(run, number, alive),
@@ -147,28 +148,35 @@ def llc_from(
         fluctuations(run, number, alive, gap, n_beta),
     ]
     merged = {name: value for part in parts for name, value in part.items()}
-    merged["signal_error"] = _signal_error(merged, mean)
     return LLCResult(
         mean=mean,
         per_chain=n_beta * np.average(gap, axis=1, weights=weights),
         gap=gap,
         draw_weights=weights,
-        init_loss=run.survey.loss,
-        num_survey_examples=run.survey.num_examples,
-        n_beta=n_beta,
-        localization=float(run.posterior.localization),
-        effective_curvature=float(run.posterior.prior_precision) / n_beta if n_beta else math.inf,
-        num_params=run.posterior.restriction.num_params,
+        signal_error=_signal_error(merged, mean),
         num_dropped=int((~alive).sum()),
         data_refined=data_refined,
-        adjusted=run.kernel.adjusted,
-        independent_chains=_independent(run),
-        comparable_starts=run.settings.dispersed and _independent(run),
-        adapting=_adapting(run),
         run=run,
-        metadata=dict(run.metadata) | {"num_draws": run.num_draws},
         **merged,
     )
+
+
+def _settings(run: Run, n_beta: float) -> dict[str, Any]:
+    """Give what the result says of the run that it rests on."""
+    precision = float(run.posterior.prior_precision)
+    return {
+        "init_loss": run.survey.loss,
+        "num_survey_examples": run.survey.num_examples,
+        "n_beta": n_beta,
+        "localization": float(run.posterior.localization),
+        "effective_curvature": precision / n_beta if n_beta else math.inf,
+        "num_params": run.posterior.restriction.num_params,
+        "adjusted": run.kernel.adjusted,
+        "independent_chains": _independent(run),
+        "comparable_starts": run.settings.dispersed and _independent(run),
+        "adapting": _adapting(run),
+        "metadata": dict(run.metadata) | {"num_draws": run.num_draws},
+    }
 
 
 def _component_number(run: Run, component: str | None) -> int:

@@ -56,7 +56,8 @@ class AnchoredGradient(AbstractGradient):
             else jax.grad(target.gap)(target.restriction.zeros(), batch)
         )
         anchored = tuple(
-            g - c + a for g, c, a in zip(gradient, at_center, target.anchor, strict=True)
+            g - c + a.reshape(g.shape)
+            for g, c, a in zip(gradient, at_center, target.anchor, strict=True)
         )
         return gap, anchored, gradient
 

@@ -131,7 +131,7 @@ def by_sgld(
     add about 1 %, for at a teacher without noise their gradients vanish.
     """
     target, data = at_deepest_point(widths, rank, n_beta, 10_000)
-    settings = {"num_chains": 8, "num_draws": 8000, "num_burnin_steps": 2000}
+    settings: dict[str, Any] = {"num_chains": 8, "num_draws": 8000, "num_burnin_steps": 2000}
     return slt.llc(
         target,
         slt.sgld(step_size, noise_averaging=True),
@@ -148,7 +148,6 @@ def assert_known(result: slt.LLCResult, widths: Sequence[int], rank: int) -> Non
     """Within 5 % of Aoyagi's λ at multiplicity 1, within 10 % where λ ≥ 20(m − 1)."""
     exact = deep_linear_network(widths, rank)
     value, order = float(exact.value), exact.multiplicity
-    print(widths, rank, value, order, result.mean, result.standard_error/value, result.mean/value-1)
     assert order == 1 or value >= 20 * (order - 1)
     assert result.standard_error < 0.01 * value
     assert abs(result.mean / value - 1) < (0.05 if order == 1 else 0.1)
@@ -208,7 +207,7 @@ def test_deep_linear_network_by_hmc(rank: int, step_size: float):
 )
 def test_large_linear_network(widths: list[int], rank: int, step_size: float, n_beta: float):
     """10 000 and 5 200 weights: λ = 2887.5 and 500."""
-    options = {"num_chains": 4, "num_burnin_steps": 8000}
+    options: dict[str, Any] = {"num_chains": 4, "num_burnin_steps": 8000}
     assert_known(by_sgld(widths, rank, step_size, n_beta, **options), widths, rank)
 
 
@@ -257,7 +256,7 @@ def test_single_free_layer(n_beta: float):
     assert limit - shrunk < 0.5 / n_beta
 
 
-def tanh_network(params: Any, inputs: jax.Array) -> jax.Array:
+def tanh_network(params: Any, inputs: Any) -> jax.Array:
     """One hidden layer of tanh units, one output."""
     return jnp.tanh(inputs @ params["inner"] + params["bias"]) @ params["outer"]
 
@@ -275,9 +274,7 @@ def network_at_its_minimum(num_examples: int = 128):
     """
     rng = np.random.default_rng(0)
     shapes = {"inner": (4, 8), "bias": (8,), "outer": (8,)}
-    params = {
-        name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
-    }
+    params = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     inputs = rng.standard_normal((num_examples, 4)).astype(np.float32)
     slopes = jax.jacobian(tanh_network)(params, inputs)
     jacobian = np.concatenate(
@@ -296,23 +293,28 @@ def test_hmc_agrees_with_sgld_on_a_network():
     """
     params, data = network_at_its_minimum()
     target = slt.LocalPosterior(tanh_loss, params, n_beta=64.0, localization=20.0)
-    options = {"num_chains": 32, "progress": False}
-    exact, sampled = (
-        slt.llc(target, kernel, slt.Batches(data, 32, per_chain=True), key, **options, **own)
-        for kernel, key, own in (
-            (
-                slt.hmc(2e-4, 10),
-                jax.random.key(0),
-                {"num_draws": 500, "num_burnin_steps": 100, "surroundings": False},
-            ),
-            (
-                slt.sgld(2e-4, noise_averaging=True),
-                jax.random.key(1),
-                {"num_draws": 4000, "num_burnin_steps": 1000},
-            ),
-        )
+    batches = slt.Batches(data, 32, per_chain=True)
+    exact = slt.llc(
+        target,
+        slt.hmc(2e-4, 10),
+        batches,
+        jax.random.key(0),
+        num_chains=32,
+        num_draws=500,
+        num_burnin_steps=100,
+        surroundings=False,
+        progress=False,
     )
-    print(exact, sampled, exact.acceptance)
+    sampled = slt.llc(
+        target,
+        slt.sgld(2e-4, noise_averaging=True),
+        batches,
+        jax.random.key(1),
+        num_chains=32,
+        num_draws=4000,
+        num_burnin_steps=1000,
+        progress=False,
+    )
     error = math.hypot(exact.standard_error, sampled.standard_error)
     bias = sampled.bias.minibatch * sampled.mean
     assert 0.8 < exact.acceptance < 0.999

@@ -1,5 +1,6 @@
 """The estimator: value, errors, by-products and the verdict, on a problem with known answers."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,7 @@ from tests.estimators.regression import (
     BATCH_SIZE,
     BATCHES,
     DATA,
+    DIMENSION,
     KEY,
     LOCALIZATION,
     N_BETA,
@@ -268,3 +270,84 @@ def test_difference_of_unrelated_runs_adds_the_errors(result):
 def test_unknown_component_is_named(result):
     with pytest.raises(ValueError, match="unknown component"):
         llc_from(run(), component="head")
+
+
+def test_minibatch_noise_that_makes_up_the_estimate_is_no_ok():
+    """λ = 0.495, and SGLD reads about 8 because of gradient noise alone (theory of SGLD, §10.3)."""
+    noise = np.sqrt(50.0) * np.random.default_rng(0).normal(size=(1024, DIMENSION))
+    data = (REGRESSION.inputs[:1].repeat(1024, 0), (noise - noise.mean(0))[:, 0])
+    noisy = slt.Batches(tuple(column.astype(np.float32) for column in data), BATCH_SIZE)
+    found = slt.llc(posterior(), slt.sgld(5e-3), noisy, KEY, **OPTIONS)
+    assert found.bias.minibatch > 1
+    assert "step too large" in [finding.name for finding in found.findings]
+
+
+def test_weight_decay_is_part_of_control_and_resolution():
+    """A strong prior that does all the holding must not read as signal."""
+    held = verdict_of(1e-4, weight_decay=1e4, localization=1.0, n_beta=1.0)
+    assert held.effective_curvature == pytest.approx(10_001.0)
+    assert abs(held.signal) < 3 * held.signal_error
+    assert not held.verdict.ok
+
+
+def test_without_localization_a_run_can_be_ok():
+    free = verdict_of(5e-3, {"num_draws": 5000}, localization=0.0)
+    assert "relaxation times" not in str(free)
+    assert free.relaxations != free.relaxations
+    assert abs(free.mean - DIMENSION / 2) < 0.3
+
+
+def test_padding_of_the_evaluation_set_changes_no_number():
+    weights = np.concatenate([np.ones(NUM_EXAMPLES), np.zeros(NUM_EXAMPLES)])
+    padded = slt.Probe(tuple(np.concatenate([column, column]) for column in DATA), weights)
+    alone, with_padding = (
+        slt.llc(
+            posterior(),
+            slt.sgld(5e-3),
+            BATCHES,
+            KEY,
+            evaluation=probe,
+            surroundings=False,
+            num_chains=8,
+            num_draws=50,
+            num_burnin_steps=20,
+            progress=False,
+        )
+        for probe in (PROBE, padded)
+    )
+    assert with_padding.mean == pytest.approx(alone.mean, rel=1e-5)
+    assert with_padding.singular_fluctuation == pytest.approx(alone.singular_fluctuation, rel=1e-4)
+
+
+def test_pairing_keeps_the_error_that_lies_between_chains(result):
+    """Chains with offsets of their own: the paired error may not forget their spread."""
+    rng = np.random.default_rng(0)
+    gap = result.gap + 0.01 * rng.normal(size=(8, 1))
+    changed = {"independent_chains": True}
+    first = dataclasses.replace(result, **changed)
+    second = dataclasses.replace(result, gap=gap, mean=N_BETA * gap.mean(), **changed)
+    spread = N_BETA * (gap - result.gap).mean(axis=1).std(ddof=1) / np.sqrt(8)
+    assert (second - first).standard_error > 0.9 * spread
+
+
+def test_divergence_keeps_the_run_for_going_on(result):
+    broken = dataclasses.replace(
+        result.run,
+        health=slt.Health(np.array([[True] * 7 + [False]]), np.array([[-1] * 7 + [250]])),
+    )
+    with pytest.raises(slt.ChainsDiverged, match="drop_diverged=True") as caught:
+        llc_from(broken)
+    rest = llc_from(caught.value.run, drop_diverged=True, surroundings=False)
+    assert rest.num_dropped == 1
+    assert rest.num_chains == 7
+    assert rest.verdict.name == "diverged"
+    assert "1 dropped" in str(rest)
+
+
+def test_several_components_are_refused_before_sampling():
+    halves = {
+        name: slt.Restriction([slt.Block("w", (DIMENSION,), (2,), (start,))])
+        for name, start in (("first", 0), ("second", 2))
+    }
+    with pytest.raises(ValueError, match="llc estimates one component"):
+        slt.llc(posterior(), slt.sgld(5e-3), BATCHES, KEY, components=halves, **OPTIONS)

@@ -89,3 +89,17 @@ def test_drift_finds_a_slope_and_its_error_is_that_of_the_fit():
 def test_too_short_series_give_nan_not_a_number():
     assert np.isnan(long_run_variance(np.arange(3.0)))
     assert np.isnan(drift(np.arange(5.0)).standard_error)
+
+
+def test_a_slow_signal_under_batch_noise_is_not_called_white():
+    """5 % of the variance with τ = 200 in 1000 draws: 20τ must not be met in most of 100 series.
+
+    The chance that more than 60 of 100 pass although one in two does is below 1e-2; seeds are
+    fixed.
+    """
+    rng = np.random.default_rng(7)
+    rho = 199 / 201
+    slow = autoregression(rng, rho, (100, 1000))
+    series = np.sqrt(0.05) * slow + np.sqrt(0.95) * rng.normal(size=slow.shape)
+    passed = sum(20 * autocorrelation_time(row) <= 1000 for row in series)
+    assert passed < 60
