@@ -145,10 +145,14 @@ def _dispersed(key: ChainKey, target: LocalPosterior) -> Displacement:
 
 
 def _center(observable: AbstractObservable, posterior: LocalPosterior, batch: Minibatch) -> Any:
-    repeated = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(leaf, (observable.num_fresh, *leaf.shape)), batch
-    )
-    fresh = repeated if observable.num_fresh else None
+    fresh = None
+    if observable.num_fresh:
+        parts = (batch.examples, batch.weights, batch.center)
+        examples, weights, center = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (observable.num_fresh, *leaf.shape)), parts
+        )
+        # The mean weight is one number for all minibatches, as in ``over_minibatches``.
+        fresh = Minibatch(examples, weights, batch.mean_weight, center)
     return observable.measure(posterior, posterior.restriction.zeros(), fresh)
 
 

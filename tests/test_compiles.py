@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from tests.helpers import (
     compiled_programs,
     head,
     make_posterior,
+    network_loss,
     sample,
 )
 
@@ -39,7 +41,7 @@ def programs(posterior, step_size, num_draws):
 
 posteriors = POSTERIOR, make_posterior(n_beta=9.0, localization=3.0)
 # Under guards, since this is where whole estimates are made from nothing.
-with jax.transfer_guard("disallow"), jax.debug_nans(True), jax.numpy_rank_promotion("raise"):
+with jax.transfer_guard("disallow"), jax.debug_nans(True):
     report = {
         "first": programs(posteriors[0], 1e-3, 40),
         "other numbers": programs(posteriors[1], 2e-3, 40),
@@ -142,6 +144,16 @@ def test_extending_compiles_nothing_however_often(warm):
             run = slt.extend(run, 300, progress=False)
     assert names == []
     assert TRACES == []
+
+
+def test_arrays_inside_a_loss_are_arguments_of_its_programs():
+    def scaled(scale, params, batch):
+        return scale * network_loss(params, batch)
+
+    sample(make_posterior(eqx.Partial(scaled, np.float32(1.0))), num_draws=2, **PLAIN)
+    with compiled_programs() as names:
+        sample(make_posterior(eqx.Partial(scaled, np.float32(2.0))), num_draws=2, **PLAIN)
+    assert names == []
 
 
 def test_a_component_of_the_same_shape_compiles_nothing():

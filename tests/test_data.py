@@ -20,6 +20,8 @@ from tests.helpers import (
     KEY,
     NUM_EXAMPLES,
     assert_same,
+    make_posterior,
+    network_loss,
     numbers,
     sample,
     unchecked_annotations,
@@ -137,6 +139,27 @@ def test_chains_share_batches_unless_they_are_told_not_to():
     # All chains stand at w* before the first step: equal batches give equal gradients.
     assert np.all(shared[0, :, 0] == shared[0, 0, 0])
     assert len(set(own[0, :, 0].tolist())) == own.shape[1]
+
+
+def test_long_chunks_of_large_batches_are_cut_to_what_memory_holds():
+    """A chunk that gathers 256 batches of 3 MB would take 768 MB of the device."""
+    wide = np.zeros((NUM_EXAMPLES, 100_000), np.float32)
+    steps = []
+    sample(
+        make_posterior(loss_of_wide_rows),
+        batches=slt.Batches((*DATA, wide), 8),
+        num_draws=200,
+        num_burnin_steps=0,
+        observables=None,
+        collect=None,
+        execution=slt.Execution(device_data_bytes=0),
+        hooks=[lambda progress: steps.append(progress.step) or True],
+    )
+    assert steps == [2**28 // (8 * 4 * (100_000 + 4))]
+
+
+def loss_of_wide_rows(params, batch):
+    return network_loss(params, batch[:2])
 
 
 @pytest.mark.parametrize("size", [0, -1, NUM_EXAMPLES + 1])

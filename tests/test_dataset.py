@@ -81,6 +81,12 @@ def test_wide_numbers_are_narrowed_and_overflow_is_an_error():
             open_dataset(np.asarray([0, value], np.int64)).rows(np.asarray([1]))
 
 
+@pytest.mark.parametrize("column", [np.asarray(["a", "b"]), np.asarray([None, 1.0])])
+def test_columns_of_text_or_objects_are_refused(column):
+    with pytest.raises(TypeError, match="keep only numeric columns"):
+        open_dataset({"text": column}).rows(np.asarray([0]))
+
+
 @pytest.mark.parametrize(
     "source", [np.zeros((0, 3)), (np.zeros((0, 3)), np.zeros(0)), [], {}, ()], ids=repr
 )

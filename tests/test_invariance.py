@@ -3,13 +3,13 @@
 Unless a tolerance is given, equal means equal to the bit.
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import slt_jax as slt
+from slt_jax.kernels.sgld import Sgld
 from slt_jax.noise import noise_like
 from tests.helpers import (
     KEY,
@@ -18,10 +18,8 @@ from tests.helpers import (
     POSTERIOR,
     assert_close,
     assert_same,
-    compiled_programs,
     head,
     make_posterior,
-    network_loss,
     numbers,
     of_chains,
     sample,
@@ -202,6 +200,8 @@ def test_components_resume_as_others_do(heads):
 
 
 def test_components_must_fit_together():
+    with pytest.raises(ValueError, match="components is empty"):
+        sample(components={})
     with pytest.raises(ValueError, match="same paths and sizes"):
         sample(components={"head": head(0), "all": slt.Restriction.full(PARAMS)})
     alias = slt.Restriction([slt.Block("attention", (3, 3, 2, 2), (3, 3, 1, 2), (0, 0, 0, 0))])
@@ -215,19 +215,28 @@ def test_components_must_fit_together():
 # -- a chain that dies ---------------------------------------------------------------------------
 
 
-def fragile_loss(limits, params, batch):
-    """The network's loss, of which value or gradient is lost once an output weight has risen."""
-    of_value, of_gradient = limits
-    risen = params["output"][FRAGILE] - PARAMS["output"][FRAGILE]
-    # Beyond the limit the root is 0 and its slope infinite: 0 · ∞ is not a number.
-    steep = 0.0 * jnp.sqrt(jnp.maximum(of_gradient - risen, 0.0))
-    return jnp.where(risen > of_value, jnp.nan, network_loss(params, batch) + steep)
+class FragileSgld(Sgld):
+    """SGLD that loses its gap, or its next position, once an output weight has risen too far."""
+
+    limit_of_gap: jax.Array
+    limit_of_position: jax.Array
+
+    def step(self, key, target, state, batch):
+        state_after, info = super().step(key, target, state, batch)
+        risen = state.position[1][FRAGILE]
+        gap = jnp.where(risen > self.limit_of_gap, jnp.nan, info.gap)
+        lost = jnp.where(risen > self.limit_of_position, jnp.nan, 0.0)
+        position = tuple(delta + lost for delta in state_after.position)
+        return state_after._replace(position=position), info._replace(gap=gap)
 
 
-def sample_fragile(of_value=1e6, of_gradient=1e6, **options):
-    limits = np.float32(of_value), np.float32(of_gradient)
-    posterior = make_posterior(eqx.Partial(fragile_loss, limits))
-    return sample(posterior, num_burnin_steps=0, **options)
+def sample_fragile(limit_of_gap=np.inf, limit_of_position=np.inf, **options):
+    limits = {
+        "limit_of_gap": jnp.float32(limit_of_gap),
+        "limit_of_position": jnp.float32(limit_of_position),
+    }
+    kernel = FragileSgld(**vars(slt.sgld(1e-3)), **limits)
+    return sample(kernel=kernel, **({"num_burnin_steps": 0} | options))
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +244,7 @@ def healthy():
     return sample_fragile()
 
 
-@pytest.fixture(scope="module", params=["of_value", "of_gradient"])
+@pytest.fixture(scope="module", params=["limit_of_gap", "limit_of_position"])
 def wounded(healthy, request):
     """A run in which the chain that rises furthest dies, and the step at which it must."""
     risen = healthy.positions["output"][0, :, :, FRAGILE]
@@ -245,12 +254,6 @@ def wounded(healthy, request):
     crossing = int(np.argmax(risen[victim] > limit))
     # The position after step t is first looked at, and found wanting, in step t + 1.
     return sample_fragile(**{request.param: limit}), victim, crossing + 1
-
-
-def test_arrays_inside_a_loss_are_arguments_of_its_programs(healthy):
-    with compiled_programs() as names:
-        sample_fragile(0.2)
-    assert names == []
 
 
 def test_the_example_dies_in_the_middle_of_the_run(wounded):
@@ -292,10 +295,17 @@ def test_the_dead_stay_where_they_were_and_report_nothing(healthy, wounded):
         assert np.all(np.isnan(own[step:]))
 
 
+def test_the_statistics_of_the_dead_end_with_their_lives(wounded):
+    run, victim, step = wounded
+    lived = run.positions["output"][0, victim, :step:2].astype(np.float64)
+    found = run.statistics["output"].value[0, victim]
+    np.testing.assert_allclose(found, lived.var(axis=0), rtol=1e-3)
+
+
 def test_death_does_not_depend_on_resumption(wounded):
     run, _, step = wounded
     for first in (step - 2, step, step + 2):
-        begun = sample(run.posterior, num_burnin_steps=0, num_draws=first)
+        begun = sample(kernel=run.kernel, num_burnin_steps=0, num_draws=first)
         assert_same(numbers(slt.extend(begun, 30 - first, progress=False)), numbers(run))
 
 

@@ -132,7 +132,6 @@ def test_losses_that_are_not_finite_where_they_are_masked_are_refused():
         sample(position_loss_nan_on_padding, batches)
 
 
-@pytest.mark.xfail(strict=True, reason="the centre of observables is 0/0 on a batch of padding")
 def test_a_first_batch_that_is_all_padding_spoils_nothing():
     weights = MASK.copy()
     weights[:8] = 0.0

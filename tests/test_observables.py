@@ -181,7 +181,7 @@ def test_what_is_no_observable_is_refused():
         pytest.raises(TypeError, match=r"'mine' must be an slt.Observable"),
     ):
         sample(observables={"mine": lambda params: params})
-    with pytest.raises(ValueError, match='"positions" belongs to collect'):
+    with pytest.raises(ValueError, match="'positions' is taken by collect"):
         sample(observables={"positions": slt.MeanLoss(PROBE)})
     pair = {"one": GapPair(every=2), "other": GapPair(every=3)}
     with pytest.raises(ValueError, match="one interval"):

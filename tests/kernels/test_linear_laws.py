@@ -1,9 +1,8 @@
 """Kernels whose update is linear in their state, against the exact law of the discrete chain.
 
-Every comparison rests on 256 independent chains, or on 40 stretches of time where chains share
-their minibatches, and fails by chance as ``FALSE_ALARMS`` says: the sum over this file is below
-2e-5. The covariance and λ̂ are right to about 1 %, the laws at neighbouring step sizes differ by
-10 % or more.
+Every comparison rests on 256 independent chains, or on 30 stretches of time where chains share
+their minibatches. Summed over the file 5e-5 of seeds fail by chance. Covariances and λ̂ are right
+to 1 % or 2 %; the laws at neighbouring step sizes differ by 10 % and more.
 """
 
 from collections.abc import Callable
@@ -137,12 +136,12 @@ def test_stationary_law(name: str, number: int, noise: str):
 def test_stationary_law_with_shared_minibatches(name: str):
     """Each chain has the same law as alone; two chains are correlated, as the oracle says.
 
-    The noise that chains share makes them dependent, so the error is that of 40 stretches of
-    time. 2 cases × 21 numbers at 6.5 standard errors: 5e-6 of seeds fail.
+    The noise that chains share makes them dependent, so the error is that of 30 stretches of
+    time. 2 cases × 21 numbers at 7 standard errors: 5e-6 of seeds fail.
     """
     case, data = CASES[name], DATA["mixed"]
     step_size = case.step_sizes[1]
-    run = sample(data, case.kernel(step_size), num_draws=4000, per_chain=False)
+    run = sample(data, case.kernel(step_size), num_draws=3000, per_chain=False)
     target = data.target(N_BETA, LOCALIZATION)
     chain = case.chain(target, step_size)
     own = stationary_covariance(chain, data.noise())
@@ -152,13 +151,13 @@ def test_stationary_law_with_shared_minibatches(name: str):
     )
     draws = positions_of(run)
     measured = np.concatenate([second_moments(stretches(draws)), between(draws)], axis=1)
-    assert_agrees(measured, upper_triangle([own, shared]).ravel(), 6.5, "covariance")
+    assert_agrees(measured, upper_triangle([own, shared]).ravel(), 7, "covariance")
     gap = stretches(run.traces["gap"][0][..., None]).mean((1, 2), dtype=np.float64)
     coefficient = learning_coefficient(own, target.hessian, N_BETA)
-    assert_agrees(N_BETA * gap, coefficient, 6.5, "λ̂")
+    assert_agrees(N_BETA * gap, coefficient, 7, "λ̂")
 
 
-def stretches(series: np.ndarray, count: int = 40) -> np.ndarray:
+def stretches(series: np.ndarray, count: int = 30) -> np.ndarray:
     """Cut time into stretches of all chains: (chain, draw, k) ↦ (stretch, draws, k)."""
     pieces = np.split(series, count, axis=1)
     return np.stack([piece.reshape(-1, series.shape[2]) for piece in pieces])
