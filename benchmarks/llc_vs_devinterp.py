@@ -30,12 +30,12 @@ PROBLEMS = {
     "mlp": (
         mlp_problem,
         {"step-size": 1e-5, "n-beta": 240.0, "localization": 3000.0, "batch-size": 64},
-        {"chains": 4, "burnin": 300, "draws": 700},
+        {"chains": 4, "burnin": 200, "draws": 500},
     ),
     "transformer": (
         transformer_problem,
         {"step-size": 1e-5, "n-beta": 263.0, "localization": 1e4, "batch-size": 32},
-        {"chains": 4, "burnin": 50, "draws": 100},
+        {"chains": 4, "burnin": 20, "draws": 20},
     ),
 }
 
@@ -128,7 +128,8 @@ def provenance(options: argparse.Namespace) -> dict[str, Any]:
         "command": "python benchmarks/llc_vs_devinterp.py --peer-python PYTHON "
         f"--seeds {options.seeds} --threads {options.threads}",
         "commit": commit,
-        "machine": f"{platform.machine()}, {os.cpu_count()} processors",
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} "
+        "processors used",
         "system": platform.system(),
         "threads": options.threads,
     }
@@ -149,7 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--problems", nargs="+", choices=tuple(PROBLEMS), default=tuple(PROBLEMS))
     parser.add_argument("--out", type=Path, default=HERE / "results" / "llc_vs_devinterp.json")
     options = parser.parse_args()

@@ -46,9 +46,7 @@ def prepare(
         raise ValueError("dispersed=True starts from N(w*, I/γ): it needs a localization above 0")
     survey = take_survey(posterior, batches, starts, settings.survey_examples)
     if kernel.needs_anchor:
-        if starts is not None:
-            raise ValueError("anchored gradients work for one component at a time")
-        posterior = posterior.with_anchor(survey.gradient)
+        posterior = _anchor(posterior, survey, starts)
     adaptation = settings.num_burnin_steps or 2**31 - 1
     kernel = on_device(kernel.freeze_after(jax.device_put(np.int32(adaptation))))
     begun = _begin(
@@ -71,6 +69,12 @@ def prepare(
         metadata=_metadata(posterior, kernel, batches, key, settings, components, begun),
         **_nothing_yet(len(components), settings.num_chains),
     )
+
+
+def _anchor(posterior: LocalPosterior, survey: Survey, starts: Any) -> LocalPosterior:
+    if starts is not None:
+        raise ValueError("anchored gradients work for one component at a time")
+    return posterior.with_anchor(survey.gradient)
 
 
 def _nothing_yet(num_components: int, num_chains: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from slt_jax._tree import choose
-from slt_jax._types import Displacement, Flag, Scalar, as_float, setting
+from slt_jax._types import Counter, Displacement, Flag, Scalar, as_float, setting
 
 
 class Preconditioned(NamedTuple):
@@ -99,6 +99,7 @@ class AdamState(NamedTuple):
 
     first: optax.EmaState
     second: Any
+    num_seconds: Counter
 
 
 class Adam(AbstractPreconditioner):
@@ -110,19 +111,25 @@ class Adam(AbstractPreconditioner):
 
     adapts = True
 
+    # The moments are corrected for their start at zero here: optax raises the decay to an integer
+    # power for that, which strict dtype promotion refuses.
     def _first(self) -> Any:
-        return optax.ema(self.first_decay, debias=True)
+        return optax.ema(self.first_decay, debias=False)  # pyright: ignore[reportArgumentType]
 
     def _second(self) -> Any:
-        return optax.scale_by_rms(self.second_decay, self.eps, 0.0, bias_correction=True)
+        return optax.scale_by_rms(self.second_decay, self.eps, 0.0)
 
     def init(self, like):
-        return AdamState(self._first().init(like), self._second().init(like))
+        zero = jnp.zeros((), jnp.int32)
+        return AdamState(self._first().init(like), self._second().init(like), zero)
 
     def update(self, state, drift, gradient, frozen):
-        direction, first = self._first().update(drift, state.first)
-        _, updated = self._second().update(gradient, state.second)
-        state = AdamState(first, choose(frozen, state.second, updated))
+        mean, first = self._first().update(drift, state.first)
+        direction = _corrected(mean, self.first_decay, first.count)
+        _, second = self._second().update(gradient, state.second)
+        updated = (second, state.num_seconds + 1)
+        kept = choose(frozen, (state.second, state.num_seconds), updated)
+        state = AdamState(first, *kept)
         return Preconditioned(direction, self.metric(state), state)
 
     def step_size_bias(self):
@@ -131,11 +138,14 @@ class Adam(AbstractPreconditioner):
         return 1.0 + 2.0 * decay / (1.0 - decay)
 
     def metric(self, state):
-        second = state.second
-        corrected = optax.tree.bias_correction(
-            second.nu, self.second_decay, jnp.maximum(second.count, 1)
-        )
-        return tuple(1 / (jnp.sqrt(nu) + self.eps) for nu in corrected)
+        second = _corrected(state.second.nu, self.second_decay, state.num_seconds)
+        return tuple(1 / (jnp.sqrt(nu) + self.eps) for nu in second)
+
+
+def _corrected(moment: Displacement, decay: Scalar, count: Counter) -> Displacement:
+    """Divide a running mean that started at zero by 1 − decay^count."""
+    weight = 1 - decay ** jnp.maximum(count, 1).astype(jnp.float32)
+    return tuple(leaf / weight for leaf in moment)
 
 
 def identity() -> Identity:

@@ -1,0 +1,107 @@
+"""What distinguishes one decoder architecture from another, as plain values."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from slt_jax.models.norm import Norm
+from slt_jax.models.rope import Rope
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A causal decoder: sizes, and the choices in which the supported architectures differ.
+
+    Hashable, so that two checkpoints of one architecture share one compiled program.
+
+    Args:
+        vocab_size: number of tokens v.
+        width: size d of the residual stream.
+        num_layers: number of layers l.
+        num_heads: number of query heads h.
+        num_kv_heads: number of key and value heads g, a divisor of h.
+        head_dim: size k of a head; need not be d / h.
+        mlp_width: size f of the hidden layer of the MLP; 0 for an attention-only model.
+        norm: the normalisation of the residual stream.
+        norms: where it is applied in a layer, of ``attn``, ``mlp`` (to what enters),
+            ``attn_post``, ``mlp_post`` (to what is added). Without ``mlp`` in a parallel layer the
+            MLP reads what attention reads.
+        activation: nonlinearity of the MLP.
+        gated: whether the MLP multiplies two projections.
+        parallel: whether attention and MLP read the same residual stream.
+        tied: whether the unembedding is the embedding.
+        num_positions: number of learned positions; None for rotary or no positions.
+        ropes: rotary tables; none for learned positions.
+        rope_of_layer: which table each layer uses, ``[num_layers]``; empty without tables.
+        windows: how many positions each layer sees, its own included, ``[num_layers]``; None
+            for all.
+        attn_scale: factor of the attention scores, dimensionless.
+        attn_scale_by_layer: whether scores are also divided by the layer's number, from 1.
+        attn_softcap: bound on the attention scores, or None.
+        logit_softcap: bound on the logits in nats, or None.
+        qkv_clip: bound on queries, keys and values, or None.
+        qk_norm: normalisation of queries and keys, or None.
+        qk_norm_across_heads: whether it runs over all heads at once.
+        qkv_bias: whether queries, keys and values have biases.
+        attn_out_bias: whether the attention output has a bias.
+        mlp_bias: whether the MLP has biases.
+        unembed_bias: whether the logits have biases.
+        embed_scale: factor of the token embeddings.
+        source: the text of the ``config.json`` this was read from, kept for saving; not compared.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    norm: Norm
+    norms: tuple[str, ...] = ("attn", "mlp")
+    activation: Callable[[jax.Array], jax.Array] = jax.nn.silu
+    gated: bool = True
+    parallel: bool = False
+    tied: bool = False
+    num_positions: int | None = None
+    ropes: tuple[Rope, ...] = ()
+    rope_of_layer: tuple[int, ...] = ()
+    windows: tuple[int | None, ...] = ()
+    attn_scale: float = 1.0
+    attn_scale_by_layer: bool = False
+    attn_softcap: float | None = None
+    logit_softcap: float | None = None
+    qkv_clip: float | None = None
+    qk_norm: Norm | None = None
+    qk_norm_across_heads: bool = False
+    qkv_bias: bool = False
+    attn_out_bias: bool = False
+    mlp_bias: bool = False
+    unembed_bias: bool = False
+    embed_scale: float = 1.0
+    source: str = field(default="", compare=False, repr=False)
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key heads evenly"
+            )
+        for name in ("windows", "rope_of_layer"):
+            entries = getattr(self, name)
+            if entries and len(entries) != self.num_layers:
+                raise ValueError(
+                    f"{name} needs one entry for each of the {self.num_layers} layers, "
+                    f"got {len(entries)}"
+                )
+
+    @property
+    def model_type(self) -> str:
+        """The ``model_type`` of the ``config.json`` this was read from."""
+        return str(self.raw().get("model_type", ""))
+
+    def raw(self) -> dict[str, Any]:
+        """Give the contents of the ``config.json`` this was read from; empty if there is none."""
+        return json.loads(self.source) if self.source else {}

@@ -1,0 +1,307 @@
+"""One decoder for many architectures: a pure function of stacked weights and a layer index.
+
+The layers' weights are stacked along a leading axis and picked by a traced index inside the
+recomputed part of the loop: one layer is compiled however many there are, one layer's weights and
+one residual stream per layer are what the backward pass keeps.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from slt_jax.minibatch import Losses
+from slt_jax.models.attention import attention
+from slt_jax.models.config import DecoderConfig
+from slt_jax.models.cross_entropy import token_losses
+from slt_jax.models.layout import parameter_axes
+from slt_jax.models.norm import Norm
+from slt_jax.models.rope import rotate, rotation_angles
+
+IGNORED_LABEL = -100
+"""The label of a token that is not predicted."""
+
+
+class Sequences(NamedTuple):
+    """What a layer needs to know of the sequences besides the residual stream.
+
+    ``angles`` are rotary angles ``[rope, pos, half]`` or None; ``is_key`` is False where nothing
+    may attend to, or None.
+    """
+
+    angles: Float32[Array, "rope pos half"] | None
+    is_key: Bool[Array, "batch pos"] | None
+
+
+class Decoder(eqx.Module):
+    """The loss function of a decoder: ``decoder(params, batch)`` in float32 nats per token.
+
+    A pytree without leaves: as a loss it is code, and two equal ones share compiled programs.
+
+    Args:
+        config: the architecture.
+        compute_dtype: dtype of the activations. A weight that is wider than that, such as one that
+            the sampler has displaced in float32, is multiplied in its own dtype and never rounded.
+    """
+
+    config: DecoderConfig = eqx.field(static=True)
+    compute_dtype: Any = eqx.field(static=True)
+
+    def __init__(self, config: DecoderConfig, compute_dtype: jax.typing.DTypeLike = jnp.float32):
+        self.config = config
+        self.compute_dtype = jnp.dtype(compute_dtype)
+
+    def __call__(
+        self, params: Mapping[str, Array], batch: Mapping[str, Array] | Int[Array, "batch pos"]
+    ) -> Float32[Array, "batch targets"] | Losses:
+        """Give −log p of every token given those before it, in nats.
+
+        Args:
+            params: arrays named and shaped as ``parameter_shapes(config)``, any floating dtype.
+            batch: integer token ids ``[batch, pos]``, or a mapping with ``input_ids`` and, of the
+                same shape if given, ``labels`` (not shifted; −100 where nothing is predicted) and
+                ``attention_mask`` (0 at padding, which is neither seen nor predicted).
+
+        Returns:
+            float32 ``[batch, pos − 1]``, or ``Losses`` with weights 0 or 1 if labels or a mask are
+            given. Compiled, a token id outside the vocabulary gives NaN in its sequence.
+
+        Raises:
+            TypeError: token ids that are no integers ``[batch, pos]``.
+            ValueError: unknown entries of the batch, more tokens than learned positions, and, when
+                not being compiled, token ids outside the vocabulary.
+        """
+        ids, labels, mask = _parts(batch)
+        hidden = self.hidden(params, ids, mask)[:, :-1]
+        targets = (ids if labels is None else labels)[:, 1:]
+        counted = targets != IGNORED_LABEL
+        safe = targets if labels is None else jnp.where(counted, targets, 0)
+        losses = token_losses(
+            lambda block: self.unembed(params, block), hidden, safe, self.config.vocab_size
+        )
+        if labels is None and mask is None:
+            return losses
+        if mask is not None:
+            counted = counted & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
+        return Losses(losses, counted.astype(jnp.float32))
+
+    def logits(
+        self,
+        params: Mapping[str, Array],
+        ids: Int[Array, "batch pos"],
+        mask: Array | None = None,
+    ) -> Float32[Array, "batch pos vocab"]:
+        """Give the float32 logits at every position, all at once."""
+        return self.unembed(params, self.hidden(params, ids, mask))
+
+    def hidden(
+        self,
+        params: Mapping[str, Array],
+        ids: Int[Array, "batch pos"],
+        mask: Array | None = None,
+    ) -> Float[Array, "batch pos d"]:
+        """Give the residual stream after the last layer, before the final normalisation."""
+        sequences = self.sequences(ids, mask)
+
+        def step(x: Array, layer: Array) -> tuple[Array, None]:
+            return self.block(self.layer_weights(params, layer), layer, x, sequences), None
+
+        layers = jnp.arange(self.config.num_layers, dtype=jnp.int32)
+        # The loop is a scan: nothing in it can be merged with what surrounds the recomputation.
+        body = jax.checkpoint(step, prevent_cse=False)
+        return jax.lax.scan(body, self.embed(params, ids), layers)[0]
+
+    def sequences(self, ids: Int[Array, "batch pos"], mask: Array | None = None) -> Sequences:
+        """Give what all layers share: rotary angles and where padding is."""
+        ropes = self.config.ropes
+        angles = rotation_angles(ropes, ids.shape[1]) if ropes else None
+        return Sequences(angles, None if mask is None else mask != 0)
+
+    def embed(
+        self, params: Mapping[str, Array], ids: Int[Array, "batch pos"]
+    ) -> Float[Array, "batch pos d"]:
+        """Give the residual stream before the first layer; NaN where an id is no token."""
+        _check_ids(ids, self.config)
+        # An unsigned index: a negative id is out of range instead of counted from the end.
+        rows = params["embed.tok"].at[ids.astype(jnp.uint32)].get(mode="fill", fill_value=jnp.nan)
+        x = rows.astype(self._wide(rows))
+        if self.config.embed_scale != 1.0:
+            scale = jnp.asarray(self.config.embed_scale, self.compute_dtype)
+            x = x * scale.astype(x.dtype)
+        if self.config.num_positions is not None:
+            positions = params["embed.pos"][: ids.shape[1]]
+            wide = jnp.float32 if x.dtype != positions.dtype else x.dtype
+            x = x.astype(wide) + positions.astype(wide)
+        return x.astype(self.compute_dtype)
+
+    def layer_weights(self, params: Mapping[str, Array], layer: Array | int) -> dict[str, Array]:
+        """Pick one layer's weights out of the stacks, by a layer index that may be traced."""
+        return {
+            name: jax.lax.dynamic_index_in_dim(params[name], layer, keepdims=False)
+            for name, axes in parameter_axes(self.config).items()
+            if axes.startswith("l")
+        }
+
+    def block(
+        self,
+        weights: Mapping[str, Array],
+        layer: Array | int,
+        x: Float[Array, "batch pos d"],
+        sequences: Sequences,
+    ) -> Float[Array, "batch pos d"]:
+        """Apply one layer to the residual stream.
+
+        Args:
+            weights: the layer's weights, as ``layer_weights`` gives them.
+            layer: its index from 0, which may be traced.
+            x: residual stream in the compute dtype.
+            sequences: what ``sequences`` gave.
+        """
+        config = self.config
+        entering = self._norm_at("attn", weights, x)
+        attended = self._norm_at(
+            "attn_post", weights, self._attend(weights, layer, entering, sequences)
+        )
+        if not config.mlp_width:
+            return x + attended
+        if config.parallel:
+            entering = self._norm_at("mlp", weights, x) if "mlp" in config.norms else entering
+            return x + attended + self._mlp(weights, entering)
+        x = x + attended
+        added = self._mlp(weights, self._norm_at("mlp", weights, x))
+        return x + self._norm_at("mlp_post", weights, added)
+
+    def unembed(
+        self, params: Mapping[str, Array], x: Float[Array, "batch pos d"]
+    ) -> Float32[Array, "batch pos vocab"]:
+        """Give float32 logits from the residual stream after the last layer."""
+        x = self.config.norm(x, params.get("final_norm"), params.get("final_norm_b"))
+        matrix = params["embed.tok" if self.config.tied else "unembed"]
+        logits = self._contract("btd,vd->btv", x, matrix, jnp.float32)
+        if self.config.unembed_bias:
+            logits = logits + params["unembed_b"].astype(jnp.float32)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def _attend(
+        self, weights: Mapping[str, Array], layer: Array | int, x: Array, sequences: Sequences
+    ) -> Array:
+        config = self.config
+        q, k, v = (self._project(weights, name, x) for name in ("q", "k", "v"))
+        if config.qk_norm is not None:
+            q = self._qk_norm(config.qk_norm, weights, "attn.q_norm", q)
+            k = self._qk_norm(config.qk_norm, weights, "attn.k_norm", k)
+        if sequences.angles is not None:
+            table = jnp.asarray(config.rope_of_layer, jnp.int32)[layer]
+            angles = jax.lax.dynamic_index_in_dim(sequences.angles, table, keepdims=False)
+            q, k = rotate(q, angles), rotate(k, angles)
+        scale: Any = config.attn_scale
+        if config.attn_scale_by_layer:
+            scale = scale / (jnp.asarray(layer) + 1).astype(jnp.float32)
+        mixed = attention(
+            q,
+            k,
+            v,
+            scale=scale,
+            window=self._window(layer, x.shape[1]),
+            softcap=config.attn_softcap,
+            is_key=sequences.is_key,
+        )
+        out = self._contract("bthk,hkd->btd", mixed, weights["attn.o"])
+        return self._plus(out, weights.get("attn.o_b"))
+
+    def _project(self, weights: Mapping[str, Array], name: str, x: Array) -> Array:
+        out = self._contract("btd,dhk->bthk", x, weights[f"attn.{name}"])
+        out = self._plus(out, weights.get(f"attn.{name}_b"))
+        clip = self.config.qkv_clip
+        return out if clip is None else jnp.clip(out, -clip, clip)
+
+    def _qk_norm(self, norm: Norm, weights: Mapping[str, Array], name: str, x: Array) -> Array:
+        return norm(x, weights[name], weights.get(f"{name}_b"))
+
+    def _window(self, layer: Array | int, length: int) -> Array | None:
+        windows = self.config.windows
+        if all(window is None or window >= length for window in windows):
+            return None
+        sizes = [length if window is None else window for window in windows]
+        return jnp.asarray(sizes, jnp.int32)[layer]
+
+    def _mlp(self, weights: Mapping[str, Array], x: Array) -> Array:
+        up = self._plus(
+            self._contract("btd,df->btf", x, weights["mlp.up"]), weights.get("mlp.up_b")
+        )
+        if self.config.gated:
+            gate = self._contract("btd,df->btf", x, weights["mlp.gate"])
+            inner = self.config.activation(self._plus(gate, weights.get("mlp.gate_b"))) * up
+        else:
+            inner = self.config.activation(up)
+        down = self._contract("btf,fd->btd", inner, weights["mlp.down"])
+        return self._plus(down, weights.get("mlp.down_b"))
+
+    def _norm_at(self, site: str, weights: Mapping[str, Array], x: Array) -> Array:
+        if site not in self.config.norms:
+            return x
+        return self.config.norm(x, weights.get(f"norm.{site}"), weights.get(f"norm.{site}_b"))
+
+    def _wide(self, weight: Array) -> Any:
+        """The compute dtype or the weight's, whichever holds more."""
+        bits = jnp.finfo(weight.dtype).bits
+        return weight.dtype if bits > jnp.finfo(self.compute_dtype).bits else self.compute_dtype
+
+    def _contract(self, equation: str, x: Array, weight: Array, out_dtype: Any = None) -> Array:
+        """Multiply in the wider of the compute dtype and the weight's own."""
+        dtype = self._wide(weight)
+        # Accelerators round float32 operands by default, which would lose small displacements.
+        precision = None if dtype == self.compute_dtype else jax.lax.Precision.HIGHEST
+        out = jnp.einsum(
+            equation,
+            x.astype(dtype),
+            weight.astype(dtype),
+            precision=precision,
+            preferred_element_type=out_dtype,
+        )
+        return out if out_dtype is not None else out.astype(self.compute_dtype)
+
+    def _plus(self, x: Array, bias: Array | None) -> Array:
+        if bias is None:
+            return x
+        dtype = self._wide(bias)
+        return (x.astype(dtype) + bias.astype(dtype)).astype(self.compute_dtype)
+
+
+def _parts(batch: Any) -> tuple[Array, Array | None, Array | None]:
+    if not isinstance(batch, Mapping):
+        return batch, None, None
+    unknown = sorted(set(batch) - {"input_ids", "labels", "attention_mask"})
+    if unknown or "input_ids" not in batch:
+        raise ValueError(
+            "a batch holds input_ids and optionally labels and attention_mask, each [batch, pos]; "
+            f"got {sorted(batch)}"
+        )
+    return batch["input_ids"], batch.get("labels"), batch.get("attention_mask")
+
+
+def _check_ids(ids: Array, config: DecoderConfig) -> None:
+    if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim != 2:
+        raise TypeError(
+            f"token ids must be integers [batch, pos], got {ids.dtype} of shape {ids.shape}"
+        )
+    is_here = not isinstance(ids, Tracer) and getattr(ids, "is_fully_addressable", True)
+    if is_here and ids.size:
+        values = np.asarray(jax.device_get(ids))
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high >= config.vocab_size:
+            raise ValueError(
+                f"token ids from {low} to {high} do not fit the vocabulary of {config.vocab_size}: "
+                "they come from another model's tokenizer, or padding was not given a token's id"
+            )
+    if config.num_positions is not None and ids.shape[1] > config.num_positions:
+        raise ValueError(
+            f"sequences of {ids.shape[1]} tokens do not fit the {config.num_positions} learned "
+            "positions of this model; cut them shorter"
+        )

@@ -1,0 +1,3 @@
+"""Scripts that write fixtures need packages that the tests do without."""
+
+collect_ignore_glob = ["make_*.py"]
