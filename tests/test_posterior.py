@@ -84,13 +84,14 @@ def test_density_is_zero_at_the_center_and_minus_infinity_outside_the_box():
 def test_chains_are_clipped_to_the_box_after_every_step():
     box = 0.02
     boxed, loose = (make_posterior(weight_decay=0.0, bounding_box=b) for b in (box, 1e6))
-    run, free = sample(boxed), sample(loose)
+    run, free = sample(boxed, observables=None), sample(loose, observables=None)
     for name, draws in run.positions.items():
         assert np.max(np.abs(draws)) == np.float32(box), "reached, and not crossed"
         assert np.max(np.abs(free.positions[name])) > 2 * box
     # One step from w*: the box cuts it and changes nothing else.
     first, uncut = (
-        sample(target, num_draws=1, num_burnin_steps=0).positions for target in (boxed, loose)
+        sample(target, observables=None, num_draws=1, num_burnin_steps=0).positions
+        for target in (boxed, loose)
     )
     for name, draws in first.items():
         assert same_bits(draws, np.clip(uncut[name], -np.float32(box), np.float32(box)))
@@ -99,7 +100,7 @@ def test_chains_are_clipped_to_the_box_after_every_step():
 def test_weight_decay_pulls_towards_zero():
     # With a decay that outweighs everything else, w goes to zero: δ → −w*.
     target = make_posterior(n_beta=0.0, localization=0.0, weight_decay=1e6, bounding_box=1e6)
-    run = sample(target, slt.sgld(1e-7), num_burnin_steps=200)
+    run = sample(target, slt.sgld(1e-7), observables=None, num_burnin_steps=200)
     pulled = run.positions["output"].mean(axis=(0, 1, 2))
     np.testing.assert_allclose(pulled, -PARAMS["output"], atol=5e-3)
 

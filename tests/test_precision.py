@@ -31,8 +31,10 @@ def begin(posterior, step_size):
 def test_bfloat16_weights_give_the_float32_answer():
     # Steps of 1e-5 around weights whose neighbours are 4e-3 apart.
     kernel = slt.sgld(1e-10)
-    options = {"observables": None, "num_burnin_steps": 0}
-    narrow, wide = (sample(make_posterior(params=p), kernel, **options) for p in (NARROW, WIDE))
+    narrow, wide = (
+        sample(make_posterior(params=params), kernel, num_burnin_steps=0)
+        for params in (NARROW, WIDE)
+    )
     assert_same(numbers(narrow), numbers(wide))
     assert np.max(np.abs(narrow.positions["output"])) < 1e-3
     # The first gap is that of w*, zero for every chain; no later one is lost to rounding.
