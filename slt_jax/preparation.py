@@ -42,13 +42,10 @@ def prepare(
     starts = None
     if options.get("components"):
         posterior, starts = _stack_components(posterior, components)
-    if settings.dispersed and float(posterior.localization) == 0:
-        raise ValueError("dispersed=True starts from N(w*, I/γ): it needs a localization above 0")
     survey = take_survey(posterior, batches, starts, settings.survey_examples)
     if kernel.needs_anchor:
         posterior = _anchor(posterior, survey, starts)
-    adaptation = settings.num_burnin_steps or 2**31 - 1
-    kernel = on_device(kernel.freeze_after(jax.device_put(np.int32(adaptation))))
+    kernel = _frozen_after_burnin(kernel, settings)
     begun = _begin(
         posterior, kernel, batches, key, settings, components, observables, starts, survey
     )
@@ -71,6 +68,12 @@ def prepare(
     )
 
 
+def _frozen_after_burnin(kernel: AbstractKernel, settings: Settings) -> AbstractKernel:
+    """Let the kernel adapt during the burn-in, or for ever if there is none."""
+    num_steps = settings.num_burnin_steps or 2**31 - 1
+    return on_device(kernel.freeze_after(jax.device_put(np.int32(num_steps))))
+
+
 def _anchor(posterior: LocalPosterior, survey: Survey, starts: Any) -> LocalPosterior:
     if starts is not None:
         raise ValueError("anchored gradients work for one component at a time")
@@ -91,6 +94,8 @@ def _nothing_yet(num_components: int, num_chains: int) -> dict[str, Any]:
 
 
 def _components(posterior: LocalPosterior, options: SampleOptions) -> dict[str, Restriction]:
+    if options.get("dispersed") and float(posterior.localization) == 0:
+        raise ValueError("dispersed=True starts from N(w*, I/γ): it needs a localization above 0")
     chosen = options.get("components")
     if chosen is not None and not chosen:
         raise ValueError("components is empty: name at least one, or leave it out for all weights")
