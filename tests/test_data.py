@@ -14,14 +14,15 @@ from scipy import stats
 
 import slt_jax as slt
 from slt_jax.data import batch_key, uniform_subset
+from slt_jax.inputs import Feed
+from slt_jax.sampling import _chunk_length
 from tests.helpers import (
     BATCHES,
     DATA,
     KEY,
+    NUM_CHAINS,
     NUM_EXAMPLES,
     assert_same,
-    make_posterior,
-    network_loss,
     numbers,
     sample,
     unchecked_annotations,
@@ -141,25 +142,16 @@ def test_chains_share_batches_unless_they_are_told_not_to():
     assert len(set(own[0, :, 0].tolist())) == own.shape[1]
 
 
-def test_long_chunks_of_large_batches_are_cut_to_what_memory_holds():
+def test_chunks_of_large_batches_are_cut_to_what_memory_holds():
     """A chunk that gathers 256 batches of 3 MB would take 768 MB of the device."""
-    wide = np.zeros((NUM_EXAMPLES, 100_000), np.float32)
-    steps = []
-    sample(
-        make_posterior(loss_of_wide_rows),
-        batches=slt.Batches((*DATA, wide), 8),
-        num_draws=200,
-        num_burnin_steps=0,
-        observables=None,
-        collect=None,
-        execution=slt.Execution(device_data_bytes=0),
-        hooks=[lambda progress: steps.append(progress.step) or True],
-    )
-    assert steps == [2**28 // (8 * 4 * (100_000 + 4))]
-
-
-def loss_of_wide_rows(params, batch):
-    return network_loss(params, batch[:2])
+    row = 100_000
+    wide = slt.Batches(np.zeros((NUM_EXAMPLES, row), np.float32), 8)
+    run = sample()
+    lengths = [
+        _chunk_length(run, Feed(wide, KEY, None, NUM_CHAINS, on_device_bytes, False))
+        for on_device_bytes in (0, 2**28)
+    ]
+    assert lengths == [2**28 // (8 * 4 * row), 256]
 
 
 @pytest.mark.parametrize("size", [0, -1, NUM_EXAMPLES + 1])
