@@ -17,7 +17,7 @@ LAYERS = (
     ("_types",),
     ("_tree",),
     ("restriction", "dataset", "minibatch", "noise", "statistics"),
-    ("posterior", "data"),
+    ("posterior", "data", "grouping"),
     ("kernels", "observables", "inputs", "survey", "fingerprint"),
     ("carry",),
     ("run",),
