@@ -9,7 +9,11 @@ from slt_jax.kernels.base import Info
 
 
 class Rows(NamedTuple):
-    """What differs between rows: key, chain number, and block offsets if there are components."""
+    """What differs between rows: key, chain number, and block offsets if there are components.
+
+    ``starts`` is None, or per block and axis an int32 ``[row]`` array where components differ in
+    the offset and None where they share it.
+    """
 
     key: Key[Array, " row"]
     chain: Int[Array, " row"]

@@ -109,7 +109,7 @@ class LocalPosterior(eqx.Module):
         return eqx.tree_at(lambda p: p.anchor, self, anchor, is_leaf=lambda node: node is None)
 
     def at_starts(self, starts: Any) -> "LocalPosterior":
-        """Give the same posterior for the component at these block offsets; None for its own."""
+        """Give the same posterior for the component at these offsets; None keeps its own."""
         if starts is None:
             return self
         return eqx.tree_at(lambda p: p.restriction, self, self.restriction.at(starts))

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -137,7 +137,11 @@ def _observables(options: SampleOptions) -> dict[str, AbstractObservable]:
 def _stack_components(
     posterior: LocalPosterior, components: Mapping[str, Restriction]
 ) -> tuple[LocalPosterior, Any]:
-    """Give the posterior of the first component and the block offsets of all."""
+    """Give the posterior of the first component, and the block offsets in which others differ.
+
+    An offset that all components share stays a scalar: with a row axis on the number of a layer,
+    every row would gather weights of its own and recompute what lies below.
+    """
     signatures = {name: restriction.signature for name, restriction in components.items()}
     if len(set(signatures.values())) > 1:
         raise ValueError(
@@ -152,10 +156,15 @@ def _stack_components(
             raise ValueError(f"components {other!r} and {name!r} select the same weights")
     first = next(iter(components.values()))
     starts = tuple(
-        jax.device_put(np.stack([np.asarray(r.blocks[i].start) for r in components.values()]))
-        for i in range(len(first.blocks))
+        tuple(_differing(offsets) for offsets in zip(*(block.start for block in same), strict=True))
+        for same in zip(*(restriction.blocks for restriction in components.values()), strict=True)
     )
-    return posterior.restrict(first), starts
+    return posterior.restrict(first), on_device(starts) if jax.tree.leaves(starts) else None
+
+
+def _differing(offsets: Sequence[Any]) -> np.ndarray | None:
+    """Give the offsets of all components, or None if they are equal."""
+    return np.stack(offsets) if len({int(offset) for offset in offsets}) > 1 else None
 
 
 def _begin(

@@ -4,7 +4,7 @@ import fnmatch
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
@@ -16,14 +16,19 @@ from jaxtyping import Array, Int
 from slt_jax._tree import path_table
 from slt_jax._types import Displacement, Params
 
+Start: TypeAlias = Sequence[Any] | Int[Array | np.ndarray, " rank"]
+"""Where a block starts, one whole number per axis of its view."""
+
 
 class Block(eqx.Module):
     """A rectangle of one parameter leaf, seen in another shape.
 
     The leaf at ``path`` is reshaped to ``view`` and cut from ``start`` with extent ``size``. Head
     ``h`` of a fused GPT-2 leaf ``(d, 3·H·k)`` is ``view=(d, 3, H, k)``, ``size=(d, 3, 1, k)``,
-    ``start=(0, 0, h, 0)``. Only ``start`` is traced: blocks that differ in it alone share one
-    compiled program.
+    ``start=(0, 0, h, 0)``. Only where it starts is traced, as one ``int32`` scalar in ``offsets``
+    for every axis that is cut and None for an axis that is taken whole: blocks that differ in
+    their offsets alone share one compiled program, and an axis can have an offset per row while
+    the others have one for all rows.
 
     >>> Block("w", view=(4, 2), size=(1, 2), start=(3, 0)).num_params
     2
@@ -32,33 +37,29 @@ class Block(eqx.Module):
     path: str = eqx.field(static=True)
     view: tuple[int, ...] = eqx.field(static=True)
     size: tuple[int, ...] = eqx.field(static=True)
-    start: Int[Array | np.ndarray, " rank"]
+    offsets: tuple[Int[Array | np.ndarray, ""] | None, ...]
 
     def __init__(
         self,
         path: str,
         view: Sequence[int],
         size: Sequence[int] | None = None,
-        start: Sequence[int] | Int[Array | np.ndarray, " rank"] | None = None,
+        start: Start | None = None,
     ):
         self.path = path
         self.view = tuple(int(extent) for extent in view)
         self.size = self.view if size is None else tuple(int(extent) for extent in size)
-        begin = [0] * len(self.view) if start is None else start
-        self.start = begin if isinstance(begin, jax.Array) else np.asarray(begin, dtype=np.int32)
+        begin = tuple(map(_offset, (0,) * len(self.view) if start is None else start))
+        _check_rectangle(path, self.view, self.size, begin)
+        self.offsets = tuple(
+            None if size == extent else offset
+            for extent, size, offset in zip(self.view, self.size, begin, strict=True)
+        )
 
-    def __check_init__(self):
-        if isinstance(self.start, Tracer):
-            return
-        ends = np.asarray(self.start) + np.asarray(self.size, dtype=np.int64)
-        ranks = {len(self.view), len(self.size), *np.shape(self.start)}
-        if len(ranks) != 1 or np.any(ends > self.view) or np.any(np.asarray(self.start) < 0):
-            raise ValueError(
-                f"block of {self.path!r}: start {np.asarray(self.start).tolist()} and size "
-                f"{self.size} must lie inside the view {self.view}; give one entry per axis"
-            )
-        if min(self.size, default=1) < 1:
-            raise ValueError(f"block of {self.path!r} is empty: size {self.size}")
+    @property
+    def start(self) -> tuple[Any, ...]:
+        """Where the block starts along every axis of the view."""
+        return tuple(np.int32(0) if offset is None else offset for offset in self.offsets)
 
     @property
     def is_whole(self) -> bool:
@@ -78,20 +79,34 @@ class Block(eqx.Module):
         the two together are cut in one piece.
         """
         axes: list[tuple[int, int, int]] = []
-        for extent, start, size in zip(self.view, np.asarray(self.start), self.size, strict=True):
+        for extent, start, size in zip(self.view, self._place(), self.size, strict=True):
             if axes and (size == extent or axes[-1][2] == 1):
                 outer = axes.pop()
                 size = outer[2] * extent if size == extent else size
-                axes.append((outer[0] * extent, outer[1] * extent + int(start), size))
+                axes.append((outer[0] * extent, outer[1] * extent + start, size))
             else:
-                axes.append((extent, int(start), size))
+                axes.append((extent, start, size))
         return self.path, tuple(axes)
+
+    def at(self, start: Start) -> "Block":
+        """Give the block of the same shape at another place, this one's along axes with None."""
+        places = zip(self.start, start, strict=True)
+        moved = [own if other is None else other for own, other in places]
+        return Block(self.path, self.view, self.size, moved)
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether the place of the block is an argument of a program that is being traced."""
+        return any(isinstance(offset, Tracer) for offset in self.offsets)
+
+    def _place(self) -> list[int]:
+        return [int(offset) for offset in jax.device_get(self.start)]
 
     def read(self, leaf: Array) -> Array:
         """Give the block's weights as float32 of shape ``size``."""
         viewed = leaf.reshape(self.view)
         if not self.is_whole:
-            viewed = jax.lax.dynamic_slice(viewed, tuple(self.start), self.size)
+            viewed = jax.lax.dynamic_slice(viewed, self.start, self.size)
         return viewed.astype(_sum_dtype(leaf.dtype))
 
     def insert(self, leaf: Array, displacement: Array) -> Array:
@@ -105,7 +120,7 @@ class Block(eqx.Module):
             # A select keeps a leaf that is sharded along the cut axis in place, where an update
             # slice at a traced offset makes the partitioner gather the whole leaf first.
             return jnp.where(self._inside(), moved, viewed).reshape(leaf.shape)
-        return jax.lax.dynamic_update_slice(viewed, moved, tuple(self.start)).reshape(leaf.shape)
+        return jax.lax.dynamic_update_slice(viewed, moved, self.start).reshape(leaf.shape)
 
     def _inside(self) -> Array:
         inside = jnp.ones((1,) * len(self.view), dtype=bool)
@@ -114,6 +129,29 @@ class Block(eqx.Module):
                 position = jax.lax.broadcasted_iota(jnp.int32, self.view, axis)
                 inside = inside & (position == self.start[axis])
         return inside
+
+
+def _offset(value: Any) -> Any:
+    if isinstance(value, Tracer):
+        return value
+    return np.asarray(jax.device_get(value), dtype=np.int32)
+
+
+def _check_rectangle(
+    path: str, view: tuple[int, ...], size: tuple[int, ...], start: tuple[Any, ...]
+) -> None:
+    fits = len(view) == len(size) == len(start) and all(
+        0 <= offset <= extent - own
+        for extent, own, offset in zip(view, size, start, strict=True)
+        if not isinstance(offset, Tracer)
+    )
+    if not fits:
+        raise ValueError(
+            f"block of {path!r}: start ({', '.join(map(str, start))}) and size {size} must lie "
+            f"inside the view {view}; give one entry per axis"
+        )
+    if min(size, default=1) < 1:
+        raise ValueError(f"block of {path!r} is empty: size {size}")
 
 
 def _sum_dtype(dtype: Any) -> Any:
@@ -147,7 +185,7 @@ class Restriction(eqx.Module):
     def __check_init__(self):
         if not self.blocks:
             raise ValueError("a restriction needs at least one block; got none")
-        if any(isinstance(block.start, Tracer) for block in self.blocks):
+        if any(block.is_traced for block in self.blocks):
             return
         for index, block in enumerate(self.blocks):
             for other in self.blocks[:index]:
@@ -250,10 +288,14 @@ class Restriction(eqx.Module):
             table[block.path] = block.insert(table[block.path], delta)
         return jax.tree.unflatten(jax.tree.structure(params), list(table.values()))
 
-    def at(self, starts: Sequence[Array]) -> "Restriction":
-        """Give the restriction of the same signature with other block offsets."""
-        return eqx.tree_at(
-            lambda restriction: [block.start for block in restriction.blocks], self, list(starts)
+    def at(self, starts: Sequence[Start]) -> "Restriction":
+        """Give the restriction of the same signature with its blocks at other places.
+
+        Args:
+            starts: per block and axis an int32 scalar, or None for that of this restriction.
+        """
+        return Restriction(
+            block.at(start) for block, start in zip(self.blocks, starts, strict=True)
         )
 
 
@@ -262,11 +304,7 @@ def _overlap(first: Block, second: Block) -> bool:
         return all(
             a < b + m and b < a + n
             for a, n, b, m in zip(
-                np.asarray(first.start),
-                first.size,
-                np.asarray(second.start),
-                second.size,
-                strict=True,
+                first._place(), first.size, second._place(), second.size, strict=True
             )
         )
     if math.prod(first.view) != math.prod(second.view):
@@ -281,6 +319,5 @@ def _overlap(first: Block, second: Block) -> bool:
 
 def _slices(block: Block) -> tuple[slice, ...]:
     return tuple(
-        slice(int(start), int(start) + size)
-        for start, size in zip(np.asarray(block.start), block.size, strict=True)
+        slice(start, start + size) for start, size in zip(block._place(), block.size, strict=True)
     )

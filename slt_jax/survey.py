@@ -130,7 +130,8 @@ def take_survey(
     Args:
         posterior: the target.
         batches: the data.
-        starts: block offsets per component, or None for the posterior's own restriction.
+        starts: what differs between the block offsets of the components (see ``Rows``), or None
+            for the posterior's own restriction.
         num_examples: examples to look at; None for 64 batches, or all of a small data set.
 
     Raises:
@@ -175,7 +176,7 @@ def survey_order(batches: Batches, num_examples: int | None) -> np.ndarray:
 
 
 def _empty_sums(posterior: LocalPosterior, starts: Any) -> _Sums:
-    count = 1 if starts is None else starts[0].shape[0]
+    count = 1 if starts is None else jax.tree.leaves(starts)[0].shape[0]
     gradient = tuple(
         np.zeros((count, *block.size), np.float32) for block in posterior.restriction.blocks
     )

@@ -163,6 +163,18 @@ def test_a_component_of_the_same_shape_compiles_nothing():
     assert names == []
 
 
+def test_components_that_differ_in_the_same_axes_compile_nothing_elsewhere():
+    def heads_of(kind):
+        block = slt.Block("attention", (3, 3, 2, 2), (3, 1, 1, 2))
+        places = {f"head {number}": (0, kind, number, 0) for number in range(2)}
+        return {name: slt.Restriction([block.at(place)]) for name, place in places.items()}
+
+    sample(components=heads_of(0), num_draws=2)
+    with compiled_programs() as names:
+        sample(components=heads_of(2), num_draws=2)
+    assert names == []
+
+
 def bytes_alive():
     return sum(array.nbytes for array in jax.live_arrays())
 

@@ -11,8 +11,11 @@ import pytest
 import slt_jax as slt
 from slt_jax.kernels.sgld import Sgld
 from slt_jax.noise import noise_like
+from slt_jax.preparation import prepare
 from tests.helpers import (
+    BATCHES,
     DATA,
+    KERNEL,
     KEY,
     NUM_CHAINS,
     PARAMS,
@@ -216,6 +219,26 @@ def test_components_have_their_own_noise_unless_they_are_paired():
 def test_components_resume_as_others_do(heads):
     begun = sample(components=HEADS, num_draws=13)
     assert_same(numbers(slt.extend(begun, 17, progress=False)), numbers(heads))
+
+
+def part(kind, number):
+    """Select queries (0), keys (1) or values (2) of a head."""
+    block = slt.Block("attention", (3, 3, 2, 2), (3, 1, 1, 2), (0, kind, number, 0))
+    return slt.Restriction([block])
+
+
+def test_offsets_that_components_share_have_no_row_axis():
+    def begun(components):
+        return prepare(POSTERIOR, KERNEL, BATCHES, KEY, {"components": components})
+
+    run = begun({"one": part(1, 0), "two": part(1, 1)})
+    ((inputs, kind, number, width),) = run.rows.starts
+    assert np.array_equal(number, np.repeat([0, 1], 4))
+    assert inputs is None
+    assert kind is None
+    assert width is None
+    assert [int(offset) for offset in run.posterior.restriction.blocks[0].start] == [0, 1, 0, 0]
+    assert begun({"one": part(1, 0)}).rows.starts is None
 
 
 def test_components_must_fit_together():

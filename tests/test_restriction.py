@@ -125,6 +125,23 @@ def test_offsets_can_be_traced():
     assert same_bits(moved, expected)
 
 
+def test_an_offset_can_have_a_row_axis_while_the_others_have_none():
+    block = slt.Block("attention", (3, 3, 2, 2), (3, 1, 1, 2), (0, 2, 0, 0))
+    assert [offset is None for offset in block.offsets] == [True, False, False, True]
+    seen = []
+
+    def read(number):
+        own = slt.Restriction([block]).at([(None, None, number, None)])
+        seen.extend(own.blocks[0].offsets)
+        return own.read(WEIGHTS)[0]
+
+    found = jax.vmap(read)(np.arange(2, dtype=np.int32))
+    rows = PARAMS["attention"].reshape(3, 3, 2, 2)[:, 2].transpose(1, 0, 2)
+    assert same_bits(found, rows.reshape(2, 3, 1, 1, 2))
+    assert seen[1] == 2, "a number, not an array of rows"
+    assert isinstance(seen[2], jax.core.Tracer)
+
+
 def test_several_blocks_of_one_leaf_move_independently():
     blocks = [*head(0).blocks, *head(1).blocks, slt.Block("output", (12,), (4,), (3,))]
     restriction = slt.Restriction(blocks)
