@@ -1,5 +1,6 @@
 """slt_jax: a sampling engine for singular learning theory in JAX."""
 
+from slt_jax import models as models
 from slt_jax import testing as testing
 from slt_jax.data import Batches as Batches
 from slt_jax.data import Probe as Probe
@@ -25,6 +26,7 @@ from slt_jax.kernels import sgld as sgld
 from slt_jax.kernels import sgnht as sgnht
 from slt_jax.minibatch import Losses as Losses
 from slt_jax.minibatch import Minibatch as Minibatch
+from slt_jax.models.checkpoints import Checkpoints as Checkpoints
 from slt_jax.observables import LossValues as LossValues
 from slt_jax.observables import MeanLoss as MeanLoss
 from slt_jax.observables import Observable as Observable

@@ -14,7 +14,22 @@ from slt_jax import cli, quickstart
 
 ROOT = Path(__file__).parent.parent
 
-OPTIONAL = ("arviz", "flax", "matplotlib", "orbax", "pandas", "sklearn", "torch", "xarray", "zarr")
+OPTIONAL = (
+    "arviz",
+    "flax",
+    "huggingface_hub",
+    "matplotlib",
+    "orbax",
+    "pandas",
+    "safetensors",
+    "sklearn",
+    "tokenizers",
+    "torch",
+    "torchax",
+    "transformers",
+    "xarray",
+    "zarr",
+)
 
 
 def run_python(*arguments):
@@ -48,6 +63,12 @@ def test_import_is_light():
     )
     imported = json.loads(run_python("-c", program))
     assert sorted(set(imported) & set(OPTIONAL)) == []
+
+
+def test_models_come_with_the_package():
+    functions = ("from_hf", "from_linen", "from_nnx", "from_equinox", "from_functions", "save_hf")
+    assert all(callable(getattr(slt_jax.models, name)) for name in functions)
+    assert slt_jax.Checkpoints.__module__ == "slt_jax.models.checkpoints"
 
 
 def test_package_is_typed_and_licensed():

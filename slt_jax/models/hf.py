@@ -1,23 +1,21 @@
 """Models from Hugging Face checkpoints, and back: config and safetensors only, never code."""
 
-import importlib
-import importlib.util
 import json
 import os
 from pathlib import Path
 
 import jax
 
+from slt_jax._types import Params
 from slt_jax.models.base import Model, from_functions
 from slt_jax.models.config import DecoderConfig
 from slt_jax.models.decoder import Decoder
 from slt_jax.models.hf_config import parse_config
 from slt_jax.models.hf_weights import PlacesParameters, load_parameters, stored_form
+from slt_jax.models.hub import fetch, is_repo_id
 from slt_jax.models.layout import parameter_axes
 from slt_jax.models.safetensors_reader import open_folder
 from slt_jax.models.safetensors_writer import write_folder
-
-WANTED_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 
 
 def from_hf(
@@ -53,6 +51,19 @@ def from_hf(
     folder = _folder(path_or_repo_id, revision)
     config = read_config(folder)
     params = load_parameters(config, open_folder(folder), dtype=dtype, layout=layout)
+    return decoder_model(config, params, compute_dtype)
+
+
+def decoder_model(
+    config: DecoderConfig, params: Params, compute_dtype: jax.typing.DTypeLike | None = None
+) -> Model:
+    """Make a model of a decoder's config and parameters, which may be shapes alone.
+
+    Args:
+        config: the architecture.
+        params: arrays or ``jax.ShapeDtypeStruct``, named as in ``parameter_shapes(config)``.
+        compute_dtype: dtype of the activations; None for that of the weights.
+    """
     kept = params["embed.tok"].dtype if compute_dtype is None else compute_dtype
     axes = {name: " ".join(letters) for name, letters in parameter_axes(config).items()}
     return from_functions(params, Decoder(config, kept), axes)
@@ -111,15 +122,9 @@ def _folder(path_or_repo_id: str | os.PathLike[str], revision: str | None) -> Pa
             raise ValueError(f"{path} is a local folder: revision={revision!r} is for hub ids only")
         return path
     name = str(path_or_repo_id)
-    if path.exists() or not 1 <= len(name.split("/")) <= 2 or name.startswith((".", "/", "~")):
+    if path.exists() or not is_repo_id(name):
         raise FileNotFoundError(
             f"{name} is not a folder; give one with config.json and safetensors, or a hub id "
             "such as 'EleutherAI/pythia-70m'"
         )
-    if importlib.util.find_spec("huggingface_hub") is None:
-        raise ModuleNotFoundError(
-            f"{name} is no local folder, and reading it from the hub needs huggingface_hub: "
-            "pip install 'slt-jax[hf]'"
-        )
-    hub = importlib.import_module("huggingface_hub")
-    return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(WANTED_FILES)))
+    return fetch(name, revision)

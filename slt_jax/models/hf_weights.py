@@ -51,19 +51,41 @@ def load_parameters(
         ValueError: tensors that are missing, unused, misshapen, of mixed dtypes or no floats, and
             an unembedding that differs from the embedding to which the config ties it.
     """
-    sources = _sources(config, stored)
-    dtypes = _dtypes(sources, dtype)
-    axes, shapes = parameter_axes(config), parameter_shapes(config)
+    planned = plan_parameters(config, stored, dtype)
+    _check_tied(config, stored)
+    sources, axes = _sources(config, stored), parameter_axes(config)
     params = {}
-    for name, tensors in sources.items():
-        make = partial(_shard, config, name, tensors, shapes[name].shape, dtypes[name])
-        shape = shapes[name].shape
+    for name, leaf in planned.items():
+        shape = leaf.shape
+        make = partial(_shard, config, name, sources[name], shape, leaf.dtype)
         if layout is None:
             params[name] = jax.block_until_ready(jax.device_put(make(tuple(map(slice, shape)))))
         else:
             sharding = layout.parameter_sharding(" ".join(axes[name]), shape)
             params[name] = _placed(shape, sharding, make)
     return params
+
+
+def plan_parameters(
+    config: DecoderConfig,
+    stored: Mapping[str, Any],
+    dtype: jax.typing.DTypeLike | None = None,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Give the shapes and dtypes of the parameters that ``load_parameters`` would build.
+
+    Args:
+        config: the architecture.
+        stored: name → anything with the ``shape`` and ``dtype`` of the tensor; no more is read.
+        dtype: dtype of the parameters; None for the files' own.
+
+    Raises:
+        ValueError: tensors that are missing, unused, misshapen, of mixed dtypes or no floats.
+    """
+    dtypes = _dtypes(_sources(config, stored), dtype)
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, dtypes[name])
+        for name, leaf in parameter_shapes(config).items()
+    }
 
 
 def _placed(
@@ -125,12 +147,10 @@ def _spell(template: str, layer: int | None) -> str:
     return template if layer is None else template.replace("{l}", str(layer))
 
 
-def _sources(
-    config: DecoderConfig, stored: Mapping[str, StoredTensor]
-) -> dict[str, list[StoredTensor]]:
+def _sources(config: DecoderConfig, stored: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Find every parameter's tensors, one per layer; check that they fit and none is left."""
     sizes = axis_sizes(config)
-    sources: dict[str, list[StoredTensor]] = {}
+    sources: dict[str, list[Any]] = {}
     missing, misshapen, used = [], [], set()
     for name, view in tensor_views(config).items():
         sources[name] = []
@@ -146,24 +166,21 @@ def _sources(
                 misshapen.append(f"{found} has shape {shapes}")
     unused = [name for name in stored if name not in used and not name.endswith(IGNORED_SUFFIXES)]
     if config.tied:
-        _check_tied(config, stored, unused)
         unused = [name for name in unused if name not in TIED_NAMES]
     _report(config, missing, sorted(set(misshapen)), unused)
     return sources
 
 
-def _find(view: TensorView, layer: int | None, stored: Mapping[str, StoredTensor]) -> str | None:
+def _find(view: TensorView, layer: int | None, stored: Mapping[str, Any]) -> str | None:
     spelled = (_spell(name, layer) for name in view.names)
     return next((name for name in spelled if name in stored), None)
 
 
-def _check_tied(
-    config: DecoderConfig, stored: Mapping[str, StoredTensor], unused: list[str]
-) -> None:
+def _check_tied(config: DecoderConfig, stored: Mapping[str, StoredTensor]) -> None:
     """Check that an unembedding stored beside the embedding to which it is tied is the same."""
     embedding = _find(tensor_views(config)["embed.tok"], None, stored)
-    for name in unused:
-        if name in TIED_NAMES and embedding is not None:
+    for name in TIED_NAMES if config.tied else ():
+        if name in stored and embedding is not None:
             one, other = stored[embedding], stored[name]
             if one[2:4] != other[2:4] or one.view().tobytes() != other.view().tobytes():
                 raise ValueError(
@@ -192,7 +209,7 @@ def _report(
         )
 
 
-def _dtypes(sources: Mapping[str, list[StoredTensor]], dtype: Any) -> dict[str, np.dtype]:
+def _dtypes(sources: Mapping[str, list[Any]], dtype: Any) -> dict[str, np.dtype]:
     """Choose every parameter's dtype, and refuse tensors that cannot be given it."""
     kept = None if dtype is None else jnp.dtype(dtype)
     if kept is not None and not jnp.issubdtype(kept, jnp.floating):
