@@ -8,3 +8,4 @@ from slt_jax.models.hf import from_hf as from_hf
 from slt_jax.models.hf import save_hf as save_hf
 from slt_jax.models.linen import from_linen as from_linen
 from slt_jax.models.nnx import from_nnx as from_nnx
+from slt_jax.models.torchax import from_torch as from_torch

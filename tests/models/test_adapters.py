@@ -15,7 +15,14 @@ from flax import errors, linen, nnx
 
 import slt_jax as slt
 from slt_jax._tree import path_table
-from slt_jax.models import Components, from_equinox, from_functions, from_linen, from_nnx
+from slt_jax.models import (
+    Components,
+    from_equinox,
+    from_functions,
+    from_linen,
+    from_nnx,
+    from_torch,
+)
 from tests.helpers import unchecked_annotations
 from tests.models.networks import (
     DATA,
@@ -349,6 +356,9 @@ def test_components_may_be_given():
     assert from_functions(abstract, loss_fn, axes).components["l2"].num_params == 5
 
 
-def test_no_library_is_imported_before_it_is_needed():
-    code = "import sys, slt_jax.models; assert 'flax' not in sys.modules"
+def test_no_library_is_imported_before_it_is_needed(monkeypatch):
+    code = "import sys, slt_jax.models; assert not {'flax', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"torch and torchax: pip install 'slt-jax\[to"):
+        from_torch(None, cross_entropy)
