@@ -13,7 +13,7 @@ from slt_jax._types import Counter, Scalar
 from slt_jax.carry import Carry, Rows
 from slt_jax.inputs import Source
 from slt_jax.kernels.base import AbstractKernel, Info
-from slt_jax.minibatch import Minibatch, over_minibatches
+from slt_jax.minibatch import Center, Minibatch, leading_axis, over_minibatches
 from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
 
@@ -106,22 +106,23 @@ def run_chunk(
 def _advance(problem: Problem, carry: Carry, batch: Minibatch, shape: Shape) -> Carry:
     """Take one step in every row, freezing rows that become non-finite."""
     posterior, kernel, rows = problem.posterior, problem.kernel, problem.rows
-    shared = not shape.per_chain_batches
-    if shared and rows.starts is None:
-        batch = kernel.prepare(posterior, batch)
-    elif shared:
-        batch = batch.with_center(posterior.center(batch))
+    batch = _prepared(problem, batch, carry.step, shape)
 
-    def advance(row: Rows, state: Any, alive: Array) -> tuple[Any, Array, Info]:
-        target = posterior.at_starts(row.starts)
-        own = batch if shared else kernel.prepare(target, _of_chain(batch, row.chain))
+    def advance(row: Rows, state: Any, alive: Array, *own: Minibatch) -> tuple[Any, Array, Info]:
+        (minibatch,) = own or (batch,)
         key = jax.random.fold_in(row.key, carry.step)
-        proposed, info = kernel.step(key, target, state, own)
+        proposed, info = kernel.step(key, posterior.at_starts(row.starts), state, minibatch)
         finite = alive & all_finite(proposed) & jnp.isfinite(info.gap)
         info = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.zeros_like(leaf)), info)
         return choose(finite, proposed, state), finite, info
 
-    state, alive, info = _over_rows(advance, (rows, carry.state, carry.alive), shape)
+    def pick(row: Rows, *others: Any) -> tuple[Any, ...]:
+        own = (_of_chain(batch, row.chain),) if shape.per_chain_batches else ()
+        return row, *others, *own
+
+    state, alive, info = _over_rows(
+        advance, (rows, carry.state, carry.alive), carry.step, shape, pick
+    )
     died = carry.alive & ~alive
     return carry._replace(
         step=carry.step + 1,
@@ -132,18 +133,76 @@ def _advance(problem: Problem, carry: Carry, batch: Minibatch, shape: Shape) -> 
     )
 
 
-def _over_rows(fn: Callable[..., Any], arguments: tuple[Any, ...], shape: Shape) -> Any:
-    """Apply a function of one row to all rows, together or one after the other."""
+def _prepared(problem: Problem, batch: Minibatch, step: Counter, shape: Shape) -> Minibatch:
+    """Attach what is known at w*: once for all rows that share a minibatch."""
+    posterior, kernel = problem.posterior, problem.kernel
+
+    def center(batch: Minibatch) -> Center | None:
+        if problem.rows.starts is None:
+            return kernel.prepare(posterior, batch).center
+        return posterior.center(batch)
+
+    if not shape.per_chain_batches:
+        return batch.with_center(center(batch))
+    chains = jnp.arange(leading_axis(batch.examples), dtype=jnp.int32)
+    centers = _over_rows(center, (chains,), step, shape, lambda chain: (_of_chain(batch, chain),))
+    return batch.with_center(centers)
+
+
+def _over_rows(
+    fn: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    step: Counter,
+    shape: Shape,
+    pick: Callable[..., tuple[Any, ...]] = lambda *row: row,
+) -> Any:
+    """Apply a function of one row to all rows, together or one after the other.
+
+    Args:
+        fn: takes what ``pick`` gives.
+        arguments: pytrees with a leading row axis.
+        step: any number that the compiler does not know, at least 0.
+        shape: how rows are computed.
+        pick: gives the arguments of one row from its part of ``arguments``.
+    """
+
+    def row_by_row(fn: Callable[[tuple[Any, ...]], Any], size: int | None) -> Any:
+        return jax.lax.map(lambda row: fn(pick(*row)), arguments, batch_size=size)
+
     if shape.batch_of_rows is None:
-        return jax.vmap(fn)(*arguments)
-    together = shape.batch_of_rows if shape.batch_of_rows > 1 else None
-    return jax.lax.map(lambda packed: fn(*packed), arguments, batch_size=together)
+        return jax.vmap(lambda *row: fn(*pick(*row)))(*arguments)
+    if shape.batch_of_rows > 1:
+        return row_by_row(lambda row: fn(*row), shape.batch_of_rows)
+    return row_by_row(_apart(fn, once=jnp.where(step < 0, 0, 1)), None)
+
+
+def _apart(fn: Callable[..., Any], once: Counter) -> Callable[[tuple[Any, ...]], Any]:
+    """Give the function of a row as a program part that does not depend on how many rows there are.
+
+    XLA unrolls a loop that makes one trip, reads a leading axis of extent one without an index, and
+    then fuses the row with what surrounds it: the gap of a lone chain differs in its last bit.
+    Here the row is the state of a loop of its own, of which the compiler does not know that it
+    makes one trip; the barrier keeps it from moving the work out of that loop.
+    """
+    fn = jax.jit(fn)
+
+    def apart(row: tuple[Any, ...]) -> Any:
+        def body(_: Counter, state: tuple[Any, Any]) -> tuple[Any, Any]:
+            return jax.lax.optimization_barrier((state[0], fn(*state[0])))
+
+        nothing = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(fn, *row)
+        )
+        return jax.lax.fori_loop(0, once, body, (row, nothing))[1]
+
+    return apart
 
 
 def _of_chain(batch: Minibatch, chain: Counter) -> Minibatch:
-    examples = jax.tree.map(lambda leaf: leaf[chain], batch.examples)
-    weights = None if batch.weights is None else batch.weights[chain]
-    return Minibatch(examples, weights, batch.mean_weight)
+    examples, weights, center = jax.tree.map(
+        lambda leaf: leaf[chain], (batch.examples, batch.weights, batch.center)
+    )
+    return Minibatch(examples, weights, batch.mean_weight, center)
 
 
 def _empty_records(problem: Problem, carry: Carry, shape: Shape) -> Records:
@@ -209,7 +268,7 @@ def _observe(
                 values[name] = _single(observable.relative(value, problem.centers[name]))
         return values
 
-    values = _over_rows(measure, (problem.rows, carry.state.position), shape)
+    values = _over_rows(measure, (problem.rows, carry.state.position), carry.step, shape)
     for name in names:
         carry, records = _add(problem, name, values[name], carry, records)
     return carry, records

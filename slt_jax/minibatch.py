@@ -49,7 +49,7 @@ class Minibatch(eqx.Module):
     mean_weight: Scalar | None = None
     center: Center | None = None
 
-    def with_center(self, center: Center) -> "Minibatch":
+    def with_center(self, center: Center | None) -> "Minibatch":
         """Give the same minibatch with what is known of it at w*."""
         return Minibatch(self.examples, self.weights, self.mean_weight, center)
 

@@ -96,19 +96,18 @@ def test_extending_twice_gives_the_same_twice_and_leaves_the_run_as_it_was():
 
 
 def wide_problem():
-    """Weights and batches large enough for XLA to order sums by the number of rows."""
+    """Give weights large enough for XLA to order sums by the number of rows."""
     generator = np.random.default_rng(0)
     params = {
         "attention": 0.5 * generator.normal(size=(3, 96)).astype(np.float32),
         "output": 0.1 * generator.normal(size=96).astype(np.float32),
     }
-    return make_posterior(params=params), slt.Batches(DATA, 32)
+    return make_posterior(params=params)
 
 
-def sample_wide(num_chains, execution):
-    target, batches = wide_problem()
+def sample_wide(num_chains, execution, per_chain=False):
     options = {"observables": None, "num_chains": num_chains, "execution": execution}
-    return sample(target, batches=batches, **options)
+    return sample(wide_problem(), batches=slt.Batches(DATA, 32, per_chain=per_chain), **options)
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +117,15 @@ def by_number():
     return at_once | {(count, "map"): sample_wide(count, ONE_BY_ONE) for count in (1, 4, 8)}
 
 
-LONE_ROW = pytest.mark.xfail(strict=True, reason="XLA unrolls a loop of one trip")
-
-
-@pytest.mark.parametrize("count", [pytest.param(1, marks=LONE_ROW), 4])
+@pytest.mark.parametrize("count", [1, 4])
 def test_chains_one_by_one_do_not_depend_on_their_number(by_number, count):
     few, many = by_number[count, "map"], by_number[8, "map"]
     assert_same(of_chains(few, slice(None)), of_chains(many, slice(count)))
+
+
+def test_a_lone_chain_with_batches_of_its_own_is_as_in_company():
+    alone, many = (sample_wide(count, ONE_BY_ONE, per_chain=True) for count in (1, 3))
+    assert_same(of_chains(alone, slice(None)), of_chains(many, slice(1)))
 
 
 def test_chains_at_once_agree_to_rounding_and_their_noise_to_the_bit(by_number):

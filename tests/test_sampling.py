@@ -1,5 +1,6 @@
 """The loop, against the same chains written out step by step in NumPy."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from tests.helpers import (
     POSTERIOR,
     assert_close,
     assert_same,
+    head,
     make_posterior,
     network_loss,
     numbers,
@@ -159,6 +161,38 @@ def test_noise_has_the_variance_of_the_step():
         (steps[..., 1:], steps[..., :-1]),
     ):
         assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.07
+
+
+CENTERS = []
+
+
+class CountingLoss(eqx.Module):
+    """The loss of the network, which counts how often it is computed at w* itself."""
+
+    def __call__(self, params, batch):
+        jax.debug.callback(lambda: CENTERS.append(None))
+        return network_loss(params, batch)
+
+    def losses_at(self, params, restriction, displacement, batch):
+        return network_loss(restriction.insert(params, displacement), batch)
+
+
+def test_losses_at_the_center_are_computed_once_per_chain_not_per_component():
+    def count(num_draws):
+        CENTERS.clear()
+        sample(
+            make_posterior(CountingLoss()),
+            batches=OWN_BATCHES,
+            components={"first": head(0), "second": head(1)},
+            num_draws=num_draws,
+            observables=None,
+            collect=None,
+            execution=slt.Execution(rows="map"),
+        )
+        jax.effects_barrier()
+        return len(CENTERS)
+
+    assert count(25) - count(5) == 20 * NUM_CHAINS
 
 
 def test_dispersed_chains_start_from_the_localization():
