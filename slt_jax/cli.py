@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import slt_jax
+from slt_jax.commands import llc
 
 
 class Command(NamedTuple):
@@ -47,6 +48,12 @@ COMMANDS = (
         _add_quickstart_arguments,
         _run_quickstart,
     ),
+    Command(
+        "llc",
+        "estimate the learning coefficient of a Hugging Face checkpoint, whole or by component",
+        llc.add_arguments,
+        llc.run,
+    ),
 )
 
 
@@ -69,6 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
             command.name, help=command.summary, description=command.summary
         )
         command.add_arguments(subparser)
+        subparser.add_argument(
+            "--traceback", action="store_true", help="on an error, show where it comes from"
+        )
         subparser.set_defaults(command=command)
     return parser
 
@@ -80,12 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name. None for those of this process.
 
     Returns:
-        The exit status: 0 for success, 1 for a result that is not what it should be, 2 for a
-        missing package.
+        The exit status: 0 for success, 1 for a result that is not what it should be, 2 for
+        arguments or files that do not work and for a missing package.
 
     Raises:
         SystemExit: after ``--help`` and ``--version`` (status 0), or for words that do not parse
             (status 2), as argparse does.
     """
     arguments = build_parser().parse_args(argv)
-    return arguments.command.run(arguments)
+    try:
+        return arguments.command.run(arguments)
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        if arguments.traceback:
+            raise
+        print(f"slt-jax {arguments.command.name}: error: {error}", file=sys.stderr)
+        return 2

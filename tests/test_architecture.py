@@ -28,7 +28,7 @@ LAYERS = (
     ("testing",),
     ("models",),  # so nothing that samples or estimates knows a model
     ("__init__",),
-    ("quickstart",),
+    ("quickstart", "commands"),
     ("cli",),
     ("__main__",),
 )

@@ -63,6 +63,12 @@ def fetch_headers(name: str, revision: str) -> dict[str, jax.ShapeDtypeStruct]:
     return headers
 
 
+def fetch_tokenizer(name: str, revision: str | None) -> Path:
+    """Give the local folder with the tokenizer's data of one revision, downloading it if needed."""
+    patterns = ["*token*.json", "vocab.*", "merges.txt", "tokenizer.model"]
+    return Path(_client(name).snapshot_download(name, revision=revision, allow_patterns=patterns))
+
+
 def revision_names(name: str) -> list[str]:
     """Give the names of all branches and tags."""
     references = _client(name).list_repo_refs(name)
