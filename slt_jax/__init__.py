@@ -31,7 +31,10 @@ from slt_jax.observables import LossValues as LossValues
 from slt_jax.observables import MeanLoss as MeanLoss
 from slt_jax.observables import Observable as Observable
 from slt_jax.observables import Positions as Positions
+from slt_jax.persistence import StoreDamaged as StoreDamaged
+from slt_jax.persistence import StoreMismatch as StoreMismatch
 from slt_jax.posterior import LocalPosterior as LocalPosterior
+from slt_jax.recording import NotStored as NotStored
 from slt_jax.restriction import Block as Block
 from slt_jax.restriction import Restriction as Restriction
 from slt_jax.run import ChainsDiverged as ChainsDiverged
@@ -46,5 +49,6 @@ from slt_jax.statistics import Covariance as Covariance
 from slt_jax.statistics import Mean as Mean
 from slt_jax.statistics import Trace as Trace
 from slt_jax.statistics import Variance as Variance
+from slt_jax.storage.store import Store as Store
 
 __version__ = "0.1.0"

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from slt_jax._tree import on_device, split
+from slt_jax._tree import is_array, on_device, split
 from slt_jax._types import ChainKey, setting
 from slt_jax.data import Batches
-from slt_jax.fingerprint import fingerprint, name_of
+from slt_jax.fingerprint import digest_of_arrays, fingerprint, name_of
 from slt_jax.kernels.base import AbstractKernel, Info
 from slt_jax.kernels.exact import Exact
 from slt_jax.minibatch import Minibatch
@@ -230,15 +230,26 @@ def _metadata(
         "paired": int(settings.paired),
         "key": " ".join(str(word) for word in jax.device_get(jax.random.key_data(key))),
     }
+    described |= _digests(posterior, kernel, jax.device_get(begun.checksums))
     selections = [restriction.selection_hash for restriction in components.values()]
-    sums = jax.device_get(begun.checksums)
     return described | {
-        "fingerprint": fingerprint(described, selections, posterior.params, sums, batches),
+        "fingerprint": fingerprint(described, selections, batches),
         "slt_jax": importlib.metadata.version("slt-jax"),
         "jax": jax.__version__,
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _digests(posterior: LocalPosterior, kernel: AbstractKernel, sums: np.ndarray) -> dict[str, str]:
+    """Hash w*, the arrays that the loss holds, and the kernel's settings to their last bit."""
+    named = {"weights": posterior.params, "loss_arrays": posterior.loss_fn, "kernel_arrays": kernel}
+    digests, first = {}, 0
+    for name, tree in named.items():
+        count = sum(is_array(leaf) for leaf in jax.tree.leaves(tree))
+        digests[name] = digest_of_arrays(tree, sums[first : first + count])
+        first += count
+    return digests
 
 
 def describe(kernel: Any) -> str:

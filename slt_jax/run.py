@@ -12,6 +12,7 @@ from slt_jax.carry import Carry, Rows
 from slt_jax.data import Batches
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.observables import AbstractObservable, Positions
+from slt_jax.persistence import AbstractStore
 from slt_jax.posterior import LocalPosterior
 from slt_jax.restriction import Restriction
 from slt_jax.statistics import Estimate, host_rows
@@ -94,6 +95,8 @@ class SampleOptions(TypedDict, total=False):
     execution: an ``slt.Execution``.
     progress: show a progress bar.
     hooks: called after every chunk with a ``Progress``.
+    store: an ``slt.Store`` that keeps the run on disk while it is sampled; the same call goes on
+        from there.
     """
 
     num_chains: int
@@ -109,6 +112,7 @@ class SampleOptions(TypedDict, total=False):
     execution: Execution
     progress: bool
     hooks: Sequence[Callable[[Progress], bool | None]]
+    store: AbstractStore | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +142,14 @@ class Health(NamedTuple):
 
     alive: np.ndarray
     died_at: np.ndarray
+
+    def dead_draws(self, settings: Settings, draws: np.ndarray) -> np.ndarray:
+        """Tell which of these draws a row did not live to see, ``[component, chain, draw]``.
+
+        A draw is dead if the row died in any of its steps.
+        """
+        last_steps = settings.num_burnin_steps + settings.num_steps_bw_draws * (1 + draws)
+        return ~self.alive[..., None] & (last_steps > self.died_at[..., None])
 
     def __str__(self) -> str:
         dead = int((~self.alive).sum())
@@ -186,16 +198,17 @@ class Run:
     @property
     def statistics(self) -> dict[str, Estimate]:
         """The estimate of every observable, relative to its value at w*, over all its draws."""
-        count, estimates = len(self.components), {}
-        for name, observable in self.observables.items():
-            statistic, total = observable.statistic, self.totals.get(name)
-            if int(self.carry.counts[name]):
-                sums = jax.device_get(self.carry.partials[name])
-                rows = jax.tree.map(lambda leaf: host_rows(leaf, count), sums)
-                total = statistic.merge(total, statistic.contribution(rows, finished=False))
-            if total:
-                estimates[name] = statistic.finalize(total)
-        return estimates
+        estimates = {name: self.estimate(name) for name in self.observables}
+        return {name: estimate for name, estimate in estimates.items() if estimate is not None}
+
+    def estimate(self, name: str) -> Estimate | None:
+        """Give the estimate of one observable, or None if it was never measured."""
+        statistic, total = self.observables[name].statistic, self.totals.get(name)
+        if int(self.carry.counts[name]):
+            sums = jax.device_get(self.carry.partials[name])
+            rows = jax.tree.map(lambda leaf: host_rows(leaf, len(self.components)), sums)
+            total = statistic.merge(total, statistic.contribution(rows, finished=False))
+        return statistic.finalize(total) if total else None
 
     @property
     def positions(self) -> dict[str, np.ndarray]:
@@ -231,8 +244,13 @@ class Run:
         return (
             f"Run({len(self.components)} components × {self.settings.num_chains} chains, "
             f"{self.num_draws} draws after {self.settings.num_burnin_steps} burn-in steps; "
-            f"{self.health})"
+            f"{self.health}){kept_in(self.metadata)}"
         )
+
+
+def kept_in(metadata: Mapping[str, Any]) -> str:
+    """Say where a run is kept, and whether it was read from there instead of being sampled."""
+    return f"\n  kept in {metadata['store']}" if "store" in metadata else ""
 
 
 def _dataset(arrays: dict[str, np.ndarray]) -> Any:

@@ -14,9 +14,11 @@ from slt_jax.chunk import Problem, Records, Schedule, Shape, run_chunk
 from slt_jax.data import Batches
 from slt_jax.inputs import Feed, Source, Window
 from slt_jax.kernels.base import AbstractKernel
+from slt_jax.persistence import AbstractStore
 from slt_jax.posterior import LocalPosterior
 from slt_jax.preparation import prepare
 from slt_jax.progress import ProgressBar
+from slt_jax.recording import Recorder, check_store, recorded
 from slt_jax.run import Execution, Health, Progress, Run, SampleOptions
 from slt_jax.statistics import host_rows
 from slt_jax.validation import check_arguments, check_settings
@@ -66,8 +68,10 @@ def sample(
     (1, 2, 50)
     """
     check_arguments(posterior, kernel, batches, key)
+    check_store(options.get("store"))
     run = prepare(posterior, kernel, batches, key, options)
-    return _continue(run, options.get("progress", True), options.get("hooks", ()))
+    with recorded(options.get("store"), run) as recorder:
+        return _continue(recorder, options.get("progress", True), options.get("hooks", ()))
 
 
 def extend(
@@ -77,6 +81,7 @@ def extend(
     execution: Execution | None = None,
     progress: bool = True,
     hooks: Sequence[Callable[[Progress], bool | None]] = (),
+    store: AbstractStore | None = None,
 ) -> Run:
     """Give the run with ``num_draws`` further draws per chain, as if it had not been interrupted.
 
@@ -88,6 +93,7 @@ def extend(
         execution: another layout in time and memory; None for that of the run.
         progress: show a progress bar.
         hooks: called after every chunk with a ``Progress``.
+        store: an ``slt.Store`` that keeps the extended run, or already holds it.
     """
     check_settings(dataclasses.replace(run.settings, num_draws=num_draws))
     settings = dataclasses.replace(run.settings, num_draws=run.num_draws + num_draws)
@@ -97,7 +103,8 @@ def extend(
     extended = dataclasses.replace(
         run, settings=settings, carry=carry, execution=execution or run.execution
     )
-    return _continue(extended, progress, hooks)
+    with recorded(store, extended) as recorder:
+        return _continue(recorder, progress, hooks)
 
 
 class Segment(NamedTuple):
@@ -141,8 +148,13 @@ def _chunk_length(run: Run, feed: Feed) -> int:
     return max(1, min(_LONGEST_CHUNK, int(_CHUNK_BYTES // max(per_step, 1))))
 
 
-def _continue(run: Run, show: bool, hooks: Sequence[Callable[[Progress], bool | None]]) -> Run:
-    """Run the chunks that are left, showing progress and calling hooks in between."""
+def _continue(
+    recorder: Recorder, show: bool, hooks: Sequence[Callable[[Progress], bool | None]]
+) -> Run:
+    """Run the chunks that are left, showing progress, storing and calling hooks in between."""
+    run = recorder.run
+    if recorder.is_complete(ends_early=bool(hooks)):
+        return recorder.finish(Ledger(run), run.carry)
     feed = _feed(run)
     length = _chunk_length(run, feed)
     shape = Shape(
@@ -165,11 +177,12 @@ def _continue(run: Run, show: bool, hooks: Sequence[Callable[[Progress], bool | 
             upcoming = next(supply, None)
             ledger.absorb(segment, records, carry)
             bar.show(ledger)
+            recorder.visit(ledger, carry)
             progress = _progress(ledger, carry)
             answers = [hook(progress) for hook in hooks]
             if any(answers):
                 break
-    return ledger.run(carry)
+    return recorder.finish(ledger, carry)
 
 
 def _feed(run: Run) -> Feed:
@@ -276,11 +289,7 @@ class Ledger:
     def run(self, carry: Any) -> Run:
         """Give the run so far; what a dead chain would have reported after its death is NaN."""
         traces = {name: np.concatenate(parts, axis=-1) for name, parts in self.traces.items()}
-        settings, died_at = self.begun.settings, self.health.died_at[..., None]
-        last_steps = settings.num_burnin_steps + settings.num_steps_bw_draws * (
-            1 + np.arange(traces["gap"].shape[-1])
-        )
-        dead = ~self.health.alive[..., None] & (last_steps > died_at)
+        dead = self.health.dead_draws(self.begun.settings, np.arange(self.num_draws))
         return dataclasses.replace(
             self.begun,
             carry=carry,

@@ -78,8 +78,17 @@ class Trace(AbstractStatistic):
     def merge(self, total, contribution):
         return contribution if total is None else total + contribution
 
+    def series(self, total: Any, first: int = 0) -> Any:
+        """Give the observations from ``first`` on, ``[component, chain, draw, ...]``."""
+        return jax.tree.map(lambda *draws: np.stack(draws, axis=2), *total[first:])
+
+    def from_series(self, series: Any) -> Any:
+        """Give the total of these observations; inverse of ``series``."""
+        count = jax.tree.leaves(series)[0].shape[2]
+        return [jax.tree.map(lambda leaf, k=k: leaf[:, :, k], series) for k in range(count)]
+
     def finalize(self, total):
-        values = jax.tree.map(lambda *draws: np.stack(draws, axis=2), *total)
+        values = self.series(total)
         errors = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan), values)
         return Estimate(values, errors, len(total))
 

@@ -14,13 +14,15 @@ MAX_PATH_LINES = 1000  # of code: docstrings, comments and blank lines are free
 
 # A module imports only from layers above its own in this list, or from within its own package.
 LAYERS = (
-    ("_types",),
-    ("_tree",),
+    ("_types", "persistence"),
+    ("_tree", "storage"),  # what keeps runs knows arrays by name, and nothing of what made them
     ("restriction", "dataset", "minibatch", "noise", "statistics"),
     ("posterior", "data", "grouping"),
     ("kernels", "observables", "inputs", "survey", "fingerprint"),
     ("carry",),
     ("run",),
+    ("identity",),
+    ("recording",),
     ("chunk", "start", "validation", "progress"),
     ("preparation",),
     ("sampling",),
@@ -33,6 +35,9 @@ LAYERS = (
     ("__main__",),
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
+
+# Nothing that samples or estimates knows where runs are kept: they are handed a store.
+KNOW_STORAGE = ("storage", "__init__", "cli", "quickstart")
 
 # What a kernel is told about the machine: nothing.
 PURE = ("kernels", "posterior", "restriction")
@@ -141,6 +146,15 @@ def test_dependencies_point_one_way(path):
         if imported != module and RANK[imported] >= RANK[module]
     }
     assert wrong == set(), f"{name_of(path)} must not import {sorted(wrong)}"
+
+
+def test_only_the_outside_knows_storage():
+    knowing = {
+        module_of(path)
+        for path in source_files("slt_jax")
+        if "storage" in set(modules_imported(path))
+    }
+    assert knowing - set(KNOW_STORAGE) == set()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from slt_jax.estimators.verdict import Verdict, findings
-from slt_jax.run import Run
+from slt_jax.run import Run, kept_in
 
 if TYPE_CHECKING:
     from slt_jax.estimators.difference import LLCDifference
@@ -154,7 +154,7 @@ class LLCResult:
             f"R-hat {sign}{self.r_hat:.2f}, ESS {self.ess:.0f}; loss at w* {self.init_loss:.4f}; "
             f"verdict: {self.verdict})"
         )
-        return "\n".join([head, *self._details()])
+        return "\n".join([head, *self._details()]) + kept_in(self.metadata)
 
     def _details(self) -> list[str]:
         resolution = (

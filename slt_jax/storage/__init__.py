@@ -1,0 +1,1 @@
+"""Runs and results on disk: checkpoints, zarr, and files of other software."""
