@@ -95,6 +95,15 @@ def from_functions(
     >>> model = from_functions({"w": np.ones(3, np.float32)}, loss, examples=data)
     >>> model.loss_fn(model.params, data).shape
     (4,)
+
+    Adapters on a frozen base, which is an argument of the loss instead of a part of ``params``:
+
+    >>> def adapted(base, adapters, batch):
+    ...     return loss({"w": base["w"] + adapters["a"] @ adapters["b"]}, batch)
+    >>> adapters = {"a": np.ones((3, 1), np.float32), "b": np.zeros(1, np.float32)}
+    >>> lora = from_functions(adapters, eqx.Partial(adapted, model.params))
+    >>> lora.components["full"].labels
+    ('a', 'b')
     """
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be callable as loss_fn(params, batch), got {loss_fn!r}")

@@ -235,6 +235,11 @@ def _in_training(network, batch):
     return cross_entropy(network, batch)
 
 
+def _batch_norm_in_training(network, batch):
+    network.norm.use_running_average = False
+    return cross_entropy(network, batch)
+
+
 def test_nnx_keeps_buffers_and_keys_out_and_the_module_as_it_is():
     module = NnxBatchNorm()
     model = from_nnx(module, cross_entropy, examples=EXAMPLES)
@@ -245,6 +250,12 @@ def test_nnx_keeps_buffers_and_keys_out_and_the_module_as_it_is():
     assert model.params["norm"]["scale"] is module.norm.scale.get_raw_value()
     with pytest.raises(ValueError, match="put the model in evaluation mode"):
         from_nnx(module, _in_training, examples=EXAMPLES)
+    with pytest.raises(ValueError, match="depends on the other examples"):
+        from_nnx(module, _batch_norm_in_training, examples=EXAMPLES)
+    with pytest.raises(TypeError, match=r"'dropout/rngs/count' has dtype uint32"):
+        from_nnx(module, cross_entropy, wrt=nnx.Variable)
+    with pytest.raises(TypeError, match=r"'dropout/rngs/key' is a PRNG key"):
+        from_nnx(module, cross_entropy, wrt=nnx.Any(nnx.Param, nnx.RngKey))
 
 
 def test_nnx_base_stays_frozen_when_only_its_adapters_move():
