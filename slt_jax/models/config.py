@@ -1,6 +1,7 @@
 """What distinguishes one decoder architecture from another, as plain values."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,9 @@ import jax
 
 from slt_jax.models.norm import Norm
 from slt_jax.models.rope import Rope
+
+MAX_SIZE = 2**31 - 1
+"""The largest size of an axis."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,19 @@ class DecoderConfig:
     source: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self):
+        for name in ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+            _check_size(name, getattr(self, name))
+        _check_size("mlp_width", self.mlp_width, at_least=0)
+        _check_size("num_positions", self.num_positions)
+        for window in self.windows:
+            _check_size("windows", window)
+        for name in ("attn_scale", "embed_scale", "attn_softcap", "logit_softcap", "qkv_clip"):
+            _check_factor(name, getattr(self, name))
+        for rope in self.ropes:
+            if rope.dim > self.head_dim:
+                raise ValueError(
+                    f"{rope.dim} rotary coordinates do not fit heads of size {self.head_dim}"
+                )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"{self.num_heads} query heads cannot share {self.num_kv_heads} key heads evenly"
@@ -105,3 +122,15 @@ class DecoderConfig:
     def raw(self) -> dict[str, Any]:
         """Give the contents of the ``config.json`` this was read from; empty if there is none."""
         return json.loads(self.source) if self.source else {}
+
+
+def _check_size(name: str, size: int | None, *, at_least: int = 1) -> None:
+    if size is not None and (type(size) is not int or not at_least <= size <= MAX_SIZE):
+        raise ValueError(f"{name} must be an integer, at least {at_least}, got {size!r}")
+
+
+def _check_factor(name: str, factor: float | None) -> None:
+    if factor is not None and not (
+        isinstance(factor, (int, float)) and factor is not True and 0 < factor < math.inf
+    ):
+        raise ValueError(f"{name} must be a positive number, got {factor!r}")

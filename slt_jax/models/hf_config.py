@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from slt_jax.models.config import DecoderConfig
+from slt_jax.models.config import MAX_SIZE, DecoderConfig
 from slt_jax.models.norm import Norm
 from slt_jax.models.rope import LinearScaling, Llama3Scaling, Rope
 
@@ -24,6 +24,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
 }
+_ELSEWHERE = (
+    "Any other model can be given as functions, with slt_jax.models.from_functions(params, "
+    "loss_fn), or as a PyTorch module, with the experimental slt_jax.models.from_torch"
+)
+MAX_LAYERS = 10_000
+"""More layers than this are taken for a damaged file, before a list of them fills the memory."""
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -41,13 +47,16 @@ def parse_config(text: str) -> DecoderConfig:
     """
     try:
         raw = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"config.json is not valid JSON: {error}") from error
     if not isinstance(raw, dict):
         raise ValueError(f"config.json must hold an object, got {type(raw).__name__}")
     model_type = str(raw.get("model_type", ""))
     _refuse_what_is_unsupported(model_type, raw)
-    return FAMILIES[model_type](_Raw(raw, text))
+    try:
+        return FAMILIES[model_type](_Raw(raw, text))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"config.json does not describe a {model_type}: {error}") from error
 
 
 class _Raw:
@@ -58,12 +67,17 @@ class _Raw:
 
     def size(self, key: str) -> int:
         value = self.settings.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"config.json: {key} must be a positive integer, got {value!r}")
+        limit = MAX_LAYERS if "layer" in key else MAX_SIZE
+        if type(value) is not int or not 1 <= value <= limit:
+            raise ValueError(f"{key} must be a positive integer, at most {limit:,}, got {value!r}")
         return value
 
     def get(self, key: str, default: Any) -> Any:
         return self.settings.get(key, default)
+
+    def factor(self, key: str, default: float | None) -> float | None:
+        value = self.settings.get(key, default)
+        return None if value is None else float(value)
 
     def first(self, *keys: str, default: Any) -> Any:
         """The first of these settings that is there and not null."""
@@ -74,8 +88,7 @@ class _Raw:
         name = self.first(*keys, default=default)
         if name not in ACTIVATIONS:
             raise ValueError(
-                f"config.json: activation {name!r} is not supported; known are "
-                f"{', '.join(ACTIVATIONS)}"
+                f"activation {name!r} is not supported; known are {', '.join(ACTIVATIONS)}"
             )
         return ACTIVATIONS[name]
 
@@ -85,15 +98,15 @@ def _refuse_what_is_unsupported(model_type: str, raw: Mapping[str, Any]) -> None
     if experts or "moe" in model_type or model_type in ("mixtral", "dbrx", "gpt_oss"):
         named = f" ({experts[0]} = {raw[experts[0]]})" if experts else ""
         raise ValueError(
-            f"mixtures of experts are not supported: model type {model_type!r}{named}. Give such a "
-            "model as functions of its own, with slt_jax.models.from_functions(params, loss_fn)"
+            f"mixtures of experts are not supported: model type {model_type!r}{named}. {_ELSEWHERE}"
         )
     if model_type not in FAMILIES:
-        inner = raw.get("text_config", {}).get("model_type") if "text_config" in raw else None
+        text = raw.get("text_config")
+        inner = text.get("model_type") if isinstance(text, dict) else None
         hint = f"; its text model {inner!r} must be saved on its own" if inner else ""
         raise ValueError(
-            f"unknown model type {model_type!r}{hint}. Known are {', '.join(FAMILIES)}. Any other "
-            "model can be given as functions, with slt_jax.models.from_functions(params, loss_fn)"
+            f"unknown model type {model_type!r}{hint}. Known are {', '.join(FAMILIES)}. "
+            f"{_ELSEWHERE}"
         )
     for key in ("quantization_config", "add_cross_attention", "use_bidirectional_attention"):
         if raw.get(key):
@@ -133,8 +146,7 @@ def _scaling(raw: _Raw, settings: Mapping[str, Any]) -> LinearScaling | Llama3Sc
             int(original),
         )
     raise ValueError(
-        f"config.json: rotary scaling {kind!r} is not supported; known are default, linear and "
-        "llama3"
+        f"rotary scaling {kind!r} is not supported; known are default, linear and llama3"
     )
 
 
@@ -142,9 +154,7 @@ def _windows(raw: _Raw, kinds: list[str], window: int | None) -> tuple[int | Non
     known = {"sliding_attention": window, "full_attention": None}
     unknown = sorted(set(kinds) - set(known))
     if unknown:
-        raise ValueError(
-            f"config.json: layer types {unknown} are not supported, only {list(known)}"
-        )
+        raise ValueError(f"layer types {unknown} are not supported, only {list(known)}")
     return tuple(known[kind] for kind in kinds)
 
 
@@ -231,8 +241,8 @@ def _later_gemma(raw: _Raw, final_cap: float | None, attn_cap: float | None) -> 
     return _gemma_like(raw) | {
         "norms": ("attn", "attn_post", "mlp", "mlp_post"),
         "attn_scale": float(raw.get("query_pre_attn_scalar", 256)) ** -0.5,
-        "logit_softcap": raw.get("final_logit_softcapping", final_cap),
-        "attn_softcap": raw.get("attn_logit_softcapping", attn_cap),
+        "logit_softcap": raw.factor("final_logit_softcapping", final_cap),
+        "attn_softcap": raw.factor("attn_logit_softcapping", attn_cap),
     }
 
 
@@ -266,7 +276,7 @@ def _gemma3(raw: _Raw) -> DecoderConfig:
 
 def _olmo(raw: _Raw) -> DecoderConfig:
     fields = _modern(raw, Norm(1e-5, centered=True, scaled=False))
-    fields["qkv_clip"] = raw.get("clip_qkv", None)
+    fields["qkv_clip"] = raw.factor("clip_qkv", None)
     return _with_ropes(fields, _rotary(raw, fields["head_dim"]))
 
 

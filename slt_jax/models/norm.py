@@ -1,5 +1,6 @@
 """Normalisation of activations: LayerNorm and RMSNorm in all the variants decoders use."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -28,6 +29,10 @@ class Norm:
     offset: float = 0.0
     scaled: bool = True
     biased: bool = False
+
+    def __post_init__(self):
+        if not 0 <= self.eps < math.inf:
+            raise ValueError(f"eps of a norm must be a number, at least 0, got {self.eps!r}")
 
     def __call__(
         self, x: Float[Array, "*axes"], scale: Array | None, bias: Array | None = None

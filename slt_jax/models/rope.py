@@ -58,6 +58,14 @@ class Rope:
     dim: int
     scaling: LinearScaling | Llama3Scaling | None = None
 
+    def __post_init__(self):
+        valid = self.dim >= 1 and 0 < self.theta < math.inf
+        if not (valid and np.all(np.isfinite(self.frequencies()))):
+            raise ValueError(
+                f"rotary embeddings of {self.dim} coordinates with theta {self.theta} and scaling "
+                f"{self.scaling} have no frequencies"
+            )
+
     def frequencies(self) -> np.ndarray:
         """Give the float32 ``[dim / 2]`` frequencies in radians per position.
 

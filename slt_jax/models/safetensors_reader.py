@@ -8,7 +8,7 @@ against its header when it is opened, before anything is built from it.
 import json
 import math
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -163,37 +163,35 @@ def _explain_absence(folder: Path) -> NoReturn:
 
 
 def _parse(path: Path, header: bytes) -> dict[str, Any]:
-    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        pairs = list(pairs)
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1}) if _repeats(names) else []
-        if twice:
-            _reject(path, f"its header names {_few(twice)} twice")
-        return dict(pairs)
+    twice: set[str] = set()
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice.update(name for name in table if names.count(name) > 1)
+        return table
 
     try:
         table = json.loads(header, object_pairs_hook=unique)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         _reject(path, f"its header is not JSON: {error}")
+    if twice:
+        _reject(path, f"its header names {_few(sorted(twice))} twice")
     if not isinstance(table, dict):
         _reject(path, "its header is not a JSON object")
     table.pop("__metadata__", None)
     return table
 
 
-def _repeats(names: list[str]) -> bool:
-    return len(set(names)) < len(names)
-
-
 def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], tuple[int, int]]:
     """Check one tensor of the header: its dtype, its shape, and that they fill its bytes."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         _reject(path, f"tensor {name!r} needs dtype, shape and data_offsets, got {entry!r}")
-    if entry["dtype"] not in DTYPES:
+    if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
         _reject(path, f"tensor {name!r} has the unknown dtype {entry['dtype']!r}")
     shape, span = entry["shape"], entry["data_offsets"]
-    numbers = [*shape, *span] if isinstance(shape, list) and isinstance(span, list) else [None]
-    if len(span) != 2 or not all(type(n) is int and n >= 0 for n in numbers):
+    if not (_are_counts(shape) and _are_counts(span) and len(span) == 2):
         _reject(path, f"tensor {name!r} has shape {shape} and data_offsets {span}")
     dtype = DTYPES[entry["dtype"]]
     needed = math.prod(shape) * dtype.itemsize
@@ -204,6 +202,10 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...]
             f"but its data_offsets {span} hold {span[1] - span[0]}",
         )
     return dtype, tuple(shape), (span[0], span[1])
+
+
+def _are_counts(numbers: Any) -> bool:
+    return isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
 
 
 def _check_cover(path: Path, spans: Mapping[str, tuple[int, int]], size: int) -> None:

@@ -278,7 +278,7 @@ def test_hub_ids_are_downloaded_without_code(monkeypatch):
         ),
         ({"hidden_act": "mish"}, "activation 'mish'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn'"),
-        ({"hidden_size": None}, "hidden_size must be a positive integer, got None"),
+        ({"hidden_size": None}, "hidden_size must be a positive integer, .* got None"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"num_attention_heads": 3}, "3 query heads cannot share 2"),
         ({"intermediate_size": 44}, r"6 tensors of another shape: .*mlp.*\(40, 32\)"),
