@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import slt_jax
-from slt_jax.commands import llc
+from slt_jax.commands import config, llc
 
 
 class Command(NamedTuple):
@@ -97,11 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after ``--help`` and ``--version`` (status 0), or for words that do not parse
             (status 2), as argparse does.
     """
-    arguments = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
+        arguments = build_parser().parse_args(config.expand(words))
         return arguments.command.run(arguments)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        if arguments.traceback:
+        if "--traceback" in words:
             raise
-        print(f"slt-jax {arguments.command.name}: error: {error}", file=sys.stderr)
+        print(f"slt-jax {' '.join(words[:1])}: error: {error}", file=sys.stderr)
         return 2

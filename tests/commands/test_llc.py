@@ -69,7 +69,7 @@ def test_every_component_is_estimated_printed_and_written(data, expected, tmp_pa
 def test_netcdf(expected, tmp_path):
     import xarray
 
-    write_results(tmp_path / "out.nc", expected, {"model": MODEL, "run": print})
+    write_results(tmp_path / "out.nc", expected, {"model": str(MODEL)})
     with xarray.open_dataset(tmp_path / "out.nc") as read:
         assert read.component.values.tolist() == ["l0h1", "l1h0"]
         np.testing.assert_allclose(read.llc, [result.mean for result in expected.values()])
