@@ -11,7 +11,7 @@ _FLAG = "--config"
 
 
 def expand(words: Sequence[str]) -> list[str]:
-    """Replace ``--config FILE`` by the options in the file, before all that are typed.
+    r"""Replace ``--config FILE`` by the options in the file, before all that are typed.
 
     A key is the name of an option without dashes in front, ``true`` and ``false`` stand for
     ``--name`` and ``--no-name``, a list gives the option once per entry, and a table once per entry
@@ -29,7 +29,7 @@ def expand(words: Sequence[str]) -> list[str]:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "run.toml"
-    ...     _ = path.write_text('draws = 50\\nprogress = false\\nprobe = {code = "code.npy"}')
+    ...     _ = path.write_text('draws = 50\nprogress = false\nprobe = {code = "code.npy"}')
     ...     expand(["bif", "--config", str(path), "--draws", "80"])
     ['bif', '--draws=50', '--no-progress', '--probe=code=code.npy', '--draws', '80']
     """
