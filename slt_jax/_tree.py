@@ -41,6 +41,12 @@ def norm(tree: PyTree) -> Scalar:
     return jnp.sqrt(inner(tree, tree))
 
 
+def num_bytes(tree: PyTree) -> int:
+    """Give the memory that the arrays of a pytree take, in bytes; they may be traced."""
+    leaves = (leaf for leaf in jax.tree.leaves(tree) if is_array(leaf))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
 def choose(keep_first: Flag, first: PyTree, second: PyTree) -> PyTree:
     """Select one of two pytrees of equal structure by a scalar condition."""
     return jax.tree.map(lambda a, b: jax.lax.select(keep_first, a, b), first, second)

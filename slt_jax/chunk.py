@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from slt_jax._tree import Static, all_finite, choose, join, norm
+from slt_jax._tree import Static, all_finite, choose, join, norm, num_bytes
 from slt_jax._types import Counter, Scalar
 from slt_jax.carry import Carry, Rows
 from slt_jax.inputs import Source
@@ -53,6 +53,7 @@ class Shape(NamedTuple):
     num_draws: int
     batch_of_rows: int | None
     per_chain_batches: bool
+    probe_cache_bytes: int
 
 
 @functools.partial(jax.jit, static_argnames=("static", "shape"), donate_argnames="carry")
@@ -67,6 +68,7 @@ def run_chunk(
 ) -> tuple[Carry, Records]:
     """Advance all rows by ``schedule.num_steps`` steps and record what fell due."""
     problem: Problem = join(arrays, static)
+    problem = problem._replace(observables=_prepared(problem, shape.probe_cache_bytes))
     source, fresh = sources
     records = _empty_records(problem, carry, shape)
 
@@ -101,6 +103,18 @@ def run_chunk(
     sizes = jax.vmap(problem.kernel.step_sizes)(carry.state)
     smallest = jnp.min(jnp.stack([jnp.min(leaf) for leaf in sizes]))
     return carry, records._replace(smallest_step_size=smallest)
+
+
+def _prepared(problem: Problem, most_bytes: int) -> dict[str, AbstractObservable]:
+    """Give the observables with what no draw changes, computed here as long as it fits."""
+    observables, left = dict(problem.observables), most_bytes
+    for name, observable in observables.items():
+        # What is traced here and then left out is never computed.
+        prepared = observable.prepare(problem.posterior)
+        added = num_bytes(prepared) - num_bytes(observable)
+        if added <= left:
+            observables[name], left = prepared, left - added
+    return observables
 
 
 def _advance(problem: Problem, carry: Carry, batch: Minibatch, shape: Shape) -> Carry:

@@ -2,9 +2,9 @@
 
 from collections.abc import Hashable, Mapping
 
-import numpy as np
+import jax
 
-from slt_jax.restriction import Restriction
+from slt_jax.restriction import Block, Restriction
 
 
 def groups(components: Mapping[str, Restriction]) -> list[dict[str, Restriction]]:
@@ -29,7 +29,11 @@ def groups(components: Mapping[str, Restriction]) -> list[dict[str, Restriction]
     """
     found: dict[Hashable, dict[str, Restriction]] = {}
     for name, restriction in components.items():
-        # An axis that is taken whole has one place to be cut at: 0.
-        leading = tuple(tuple(np.asarray(block.start)[:1]) for block in restriction.blocks)
+        leading = tuple(map(_leading, restriction.blocks))
         found.setdefault((restriction.signature, leading), {})[name] = restriction
     return list(found.values())
+
+
+def _leading(block: Block) -> tuple[int, ...]:
+    """Give the offset along the leading axis: 0 if it is taken whole, nothing without axes."""
+    return tuple(int(offset) for offset in jax.device_get(block.start[:1]))

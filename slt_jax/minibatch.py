@@ -23,10 +23,15 @@ class Losses(NamedTuple):
 
 
 class Center(NamedTuple):
-    """What is known at w* on one minibatch: unreduced losses, and the gradient if it is needed."""
+    """What is known at w* on one minibatch.
+
+    ``losses`` are not reduced; ``gradient`` is there if the kernel needs it; ``prefix`` is what the
+    loss function computes of these examples whatever the displacement, if it says so.
+    """
 
     losses: Float[Array, "batch *pos"]
-    gradient: Displacement | None
+    gradient: Displacement | None = None
+    prefix: Any = None
 
 
 class Minibatch(eqx.Module):
@@ -41,7 +46,7 @@ class Minibatch(eqx.Module):
         weights: float32 ``[batch]`` or ``[batch, *pos]``, 0 where masked; None for all ones.
         mean_weight: total weight per example of the data set; None takes the batch's own, which
             is right when the batch is the whole data set.
-        center: losses (and gradient) at w* on these examples, when they were computed before.
+        center: what is known at w* on these examples, when it was computed before.
     """
 
     examples: Examples

@@ -40,6 +40,10 @@ class AbstractObservable(eqx.Module):
         """Give what the statistic takes, from the value at a draw and the value at w*."""
         return jax.tree.map(lambda a, b: a - b, value, center)
 
+    def prepare(self, target: LocalPosterior) -> "AbstractObservable":
+        """Give the same observable with what no displacement changes attached, to be reused."""
+        return self
+
 
 class Observable(AbstractObservable):
     """A function of the weights and of a fixed probe, accumulated over draws.
@@ -79,11 +83,13 @@ class LossValues(AbstractObservable):
         probe: the examples, with weights where some positions are masked.
         statistic: what to accumulate.
         every: measure at every so many draws.
+        prefix: what no displacement changes of the losses, as ``prepare`` attaches it.
     """
 
     probe: Probe
     statistic: AbstractStatistic = Mean()
     every: int = eqx.field(static=True, default=1)
+    prefix: Any = None
 
     num_fresh = 0
 
@@ -91,13 +97,17 @@ class LossValues(AbstractObservable):
         check_every(self.every)
 
     def measure(self, target, displacement, fresh):
-        def losses(examples: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
-            inputs, weights = examples
-            batch = Minibatch(inputs, weights)
-            values, total = values_and_weights(target.losses_at(displacement, inputs), batch)
+        def losses(part: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+            inputs, weights, *prefix = part
+            found = target.losses_at(displacement, inputs, *prefix)
+            values, total = values_and_weights(found, Minibatch(inputs, weights))
             return values, jnp.ones_like(values) if total is None else total
 
-        return over_probe(losses, self.probe, with_weights=True)
+        return over_probe(losses, self.probe, with_weights=True, prefix=self.prefix)
+
+    def prepare(self, target):
+        prefix = over_probe(target.prefix, self.probe)
+        return eqx.tree_at(lambda o: o.prefix, self, prefix, is_leaf=lambda node: node is None)
 
     def relative(self, value, center):
         losses, weights = value
@@ -162,11 +172,22 @@ def check_every(every: int) -> None:
         raise ValueError(f"every must be at least 1 draw, got {every}")
 
 
-def over_probe(fn: Callable[[Any], PyTree], probe: Probe, with_weights: bool = False) -> PyTree:
-    """Apply ``fn`` to a probe, ``batch_size`` examples at a time, and join the results."""
+def over_probe(
+    fn: Callable[[Any], PyTree], probe: Probe, with_weights: bool = False, prefix: PyTree = None
+) -> PyTree:
+    """Apply ``fn`` to a probe, ``batch_size`` examples at a time, and join the results.
+
+    Args:
+        fn: a function of the examples, or of the tuple (examples, weights) or (examples, weights,
+            prefix); it gives arrays with one entry per example if the probe has a ``batch_size``.
+        probe: the examples.
+        with_weights: whether ``fn`` takes the weights too, one per example if there are none.
+        prefix: arrays with one entry per example that ``fn`` takes after the weights.
+    """
     size = leading_axis(probe.examples)
     weights = jnp.ones((size,), jnp.float32) if probe.weights is None else probe.weights
     inputs = (probe.examples, weights) if with_weights else probe.examples
+    inputs = inputs if prefix is None else (probe.examples, weights, prefix)
     if probe.batch_size is None or probe.batch_size >= size:
         return fn(inputs)
     num_batches = -(-size // probe.batch_size)

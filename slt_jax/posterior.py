@@ -135,22 +135,42 @@ class LocalPosterior(eqx.Module):
             -share * center.astype(jnp.float32) for center in self.restriction.read(self.params)
         )
 
-    def losses_at(self, displacement: Displacement, examples: Any) -> Any:
+    def prefix(self, examples: Any) -> Any:
+        """Give what no displacement changes of the losses of these examples, or None.
+
+        A loss function says so by a method ``losses_prefix(params, restriction, examples)``. What
+        it gives has one entry per example along the leading axis of every array.
+        """
+        own = getattr(self.loss_fn, "losses_prefix", None)
+        return None if own is None else own(self.params, self.restriction, examples)
+
+    def losses_at(self, displacement: Displacement, examples: Any, prefix: Any = None) -> Any:
         """Give what the loss function returns at w* + δ.
 
-        A loss with a method ``losses_at(params, restriction, displacement, examples)`` is asked
-        through it: a model that knows its layers can leave the part below the moving weights
-        unbatched.
+        A loss function with a method ``losses_at(params, restriction, displacement, examples)`` is
+        asked through it: a model that knows its layers can leave the part below the moving weights
+        unbatched. If it has a ``losses_prefix`` too, what that gave is the fifth argument.
+
+        Args:
+            displacement: δ, one array per block.
+            examples: pytree of arrays with leading axis ``batch``.
+            prefix: what ``prefix`` gave for these examples; None if it is not known.
         """
         own = getattr(self.loss_fn, "losses_at", None)
-        if own is not None:
-            return own(self.params, self.restriction, displacement, examples)
-        return self.loss_fn(self.params_at(displacement), examples)
+        if own is None:
+            return self.loss_fn(self.params_at(displacement), examples)
+        known = () if prefix is None else (prefix,)
+        return own(self.params, self.restriction, displacement, examples, *known)
 
     def center(self, batch: Minibatch) -> Center:
-        """Give the unreduced losses at w* on a minibatch."""
-        values, _ = values_and_weights(self.loss_fn(self.params, batch.examples), batch)
-        return Center(values, None)
+        """Give the unreduced losses at w* on a minibatch, and what they share with all others."""
+        prefix = self.prefix(batch.examples)
+        if prefix is None:
+            losses = self.loss_fn(self.params, batch.examples)
+        else:
+            losses = self.losses_at(self.restriction.zeros(), batch.examples, prefix)
+        values, _ = values_and_weights(losses, batch)
+        return Center(values, prefix=prefix)
 
     def gap(self, displacement: Displacement, batch: Minibatch) -> Scalar:
         """Give the paired gap ℓ_b(w* + δ) − ℓ_b(w*) in nats, averaged over one minibatch.
@@ -159,7 +179,7 @@ class LocalPosterior(eqx.Module):
         small number, not that of two losses.
         """
         center = self.center(batch) if batch.center is None else batch.center
-        losses = self.losses_at(displacement, batch.examples)
+        losses = self.losses_at(displacement, batch.examples, center.prefix)
         values, weights = values_and_weights(losses, batch)
         gap = weighted_mean(values - jax.lax.stop_gradient(center.losses), weights, batch)
         return gap.astype(jnp.float32)

@@ -12,6 +12,7 @@ from slt_jax._tree import is_array, on_device, split
 from slt_jax._types import ChainKey, setting
 from slt_jax.data import Batches
 from slt_jax.fingerprint import digest_of_arrays, fingerprint, name_of
+from slt_jax.grouping import groups
 from slt_jax.kernels.base import AbstractKernel, Info
 from slt_jax.kernels.exact import Exact
 from slt_jax.minibatch import Minibatch
@@ -159,7 +160,10 @@ def _stack_components(
         tuple(_differing(offsets) for offsets in zip(*(block.start for block in same), strict=True))
         for same in zip(*(restriction.blocks for restriction in components.values()), strict=True)
     )
-    return posterior.restrict(first), on_device(starts) if jax.tree.leaves(starts) else None
+    # Side by side they are as one, also in what they let the model compute once for all.
+    is_level = first.is_level and len(groups(components)) == 1
+    restriction = Restriction(first.blocks, is_level)
+    return posterior.restrict(restriction), on_device(starts) if jax.tree.leaves(starts) else None
 
 
 def _differing(offsets: Sequence[Any]) -> np.ndarray | None:

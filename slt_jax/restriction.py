@@ -170,6 +170,12 @@ class Restriction(eqx.Module):
 
     Build one with ``Restriction.full``, ``Restriction.from_paths`` or from blocks.
 
+    Args:
+        blocks: the rectangles that move.
+        is_level: whether all blocks begin at the same offset along their leading axis, as those of
+            one layer of stacked weights do. It is static, so that a model can rely on it while the
+            offsets are traced. None finds out where they are known, and says no where they are not.
+
     >>> import numpy as np
     >>> params = {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32)}
     >>> restriction = Restriction.from_paths(params, ["w"])
@@ -178,9 +184,15 @@ class Restriction(eqx.Module):
     """
 
     blocks: tuple[Block, ...]
+    is_level: bool = eqx.field(static=True)
 
-    def __init__(self, blocks: Iterable[Block]):
+    def __init__(self, blocks: Iterable[Block], is_level: bool | None = None):
         self.blocks = tuple(blocks)
+        if any(block.is_traced for block in self.blocks):
+            self.is_level = bool(is_level)
+        else:
+            leading = {tuple(block._place()[:1]) for block in self.blocks}
+            self.is_level = len(leading) == 1 and is_level is not False
 
     def __check_init__(self):
         if not self.blocks:
@@ -294,9 +306,8 @@ class Restriction(eqx.Module):
         Args:
             starts: per block and axis an int32 scalar, or None for that of this restriction.
         """
-        return Restriction(
-            block.at(start) for block, start in zip(self.blocks, starts, strict=True)
-        )
+        moved = (block.at(start) for block, start in zip(self.blocks, starts, strict=True))
+        return Restriction(moved, self.is_level)
 
 
 def _overlap(first: Block, second: Block) -> bool:

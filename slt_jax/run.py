@@ -43,12 +43,15 @@ class Execution:
             would take over 256 MB.
         device_data_bytes: data sets up to this size are placed on the device and gathered there;
             larger ones are gathered on the host, chunk by chunk, one ahead. The same batches.
+        probe_cache_bytes: activations of probes below the layer that moves are computed once per
+            chunk while they take up to this size in all; beyond it, at every draw.
     """
 
     rows: Literal["vmap", "map"] = "vmap"
     rows_at_once: int | None = None
     steps_per_chunk: int | None = None
     device_data_bytes: int = 2**28
+    probe_cache_bytes: int = 2**29
 
     def __post_init__(self):
         if self.rows not in ("vmap", "map"):

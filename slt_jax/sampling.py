@@ -161,6 +161,7 @@ def _continue(
         length // run.settings.num_steps_bw_draws + 1,
         run.execution.batch_of_rows,
         run.batches.per_chain and not run.kernel.full_batch,
+        run.execution.probe_cache_bytes,
     )
     problem = Problem(run.posterior, run.kernel, dict(run.observables), run.rows, dict(run.centers))
     arrays, static = split(problem)

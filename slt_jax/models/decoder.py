@@ -15,13 +15,16 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from slt_jax._types import Displacement
 from slt_jax.minibatch import Losses
+from slt_jax.models import fast_path
 from slt_jax.models.attention import attention
 from slt_jax.models.config import DecoderConfig
 from slt_jax.models.cross_entropy import token_losses
 from slt_jax.models.layout import parameter_axes
 from slt_jax.models.norm import Norm
 from slt_jax.models.rope import rotate, rotation_angles
+from slt_jax.restriction import Restriction
 
 IGNORED_LABEL = -100
 """The label of a token that is not predicted."""
@@ -76,8 +79,72 @@ class Decoder(eqx.Module):
             ValueError: unknown entries of the batch, more tokens than learned positions, and, when
                 not being compiled, token ids outside the vocabulary.
         """
+        ids, _, mask = _parts(batch)
+        return self.losses_from(params, self.hidden(params, ids, mask), batch)
+
+    def losses_prefix(
+        self, params: Mapping[str, Array], restriction: Restriction, examples: Any
+    ) -> Float[Array, "batch pos d"] | None:
+        """Give the part of the losses that no displacement changes, or None if there is none.
+
+        That is the residual stream that enters the one layer that moves.
+
+        Args:
+            params: w*.
+            restriction: the weights that move.
+            examples: a batch, as for the decoder itself.
+        """
+        layer = fast_path.moving_layer(self.config, restriction)
+        if layer is None:
+            return None
+        ids, _, mask = _parts(examples)
+        return fast_path.below(
+            self, params, layer, self.embed(params, ids), self.sequences(ids, mask)
+        )
+
+    def losses_at(
+        self,
+        params: Mapping[str, Array],
+        restriction: Restriction,
+        displacement: Displacement,
+        examples: Any,
+        prefix: Float[Array, "batch pos d"] | None = None,
+    ) -> Float32[Array, "batch targets"] | Losses:
+        """Give ``decoder(restriction.insert(params, displacement), examples)`` for less work.
+
+        The numbers are the same up to rounding. Where one layer moves, what lies below it does not
+        depend on the displacement and has no batch axis under ``jax.vmap`` over displacements; the
+        backward pass, of the displacement alone, ends at that layer. Where anything else moves,
+        the whole model is computed.
+
+        Args:
+            params: w*.
+            restriction: the weights that move.
+            displacement: float32, one array per block, in weight units.
+            examples: a batch, as for the decoder itself.
+            prefix: what ``losses_prefix`` gave for these weights, this layer and these examples;
+                None computes it.
+        """
+        prefix = self.losses_prefix(params, restriction, examples) if prefix is None else prefix
+        layer = fast_path.moving_layer(self.config, restriction)
+        if prefix is None or layer is None:
+            return self(restriction.insert(params, displacement), examples)
+        if restriction.blocks[0].path in fast_path.ABOVE_LAYERS:
+            above = {name: params[name] for name in fast_path.ABOVE_LAYERS if name in params}
+            moved = {**params, **restriction.insert(above, displacement)}
+            return self.losses_from(moved, prefix, examples)
+        ids, _, mask = _parts(examples)
+        hidden = fast_path.through(
+            self, params, restriction, displacement, layer, prefix, self.sequences(ids, mask)
+        )
+        return self.losses_from(params, hidden, examples)
+
+    def losses_from(
+        self, params: Mapping[str, Array], hidden: Array, batch: Any
+    ) -> Float32[Array, "batch targets"] | Losses:
+        """Give the losses from the residual stream after the last layer."""
         ids, labels, mask = _parts(batch)
-        hidden = self.hidden(params, ids, mask)[:, :-1]
+        hidden = hidden[:, :-1]
         targets = (ids if labels is None else labels)[:, 1:]
         counted = targets != IGNORED_LABEL
         safe = targets if labels is None else jnp.where(counted, targets, 0)
