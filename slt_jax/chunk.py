@@ -68,7 +68,7 @@ def run_chunk(
 ) -> tuple[Carry, Records]:
     """Advance all rows by ``schedule.num_steps`` steps and record what fell due."""
     problem: Problem = join(arrays, static)
-    problem = problem._replace(observables=_prepared(problem, shape.probe_cache_bytes))
+    problem = problem._replace(observables=_reusing(problem, shape.probe_cache_bytes))
     source, fresh = sources
     records = _empty_records(problem, carry, shape)
 
@@ -105,7 +105,7 @@ def run_chunk(
     return carry, records._replace(smallest_step_size=smallest)
 
 
-def _prepared(problem: Problem, most_bytes: int) -> dict[str, AbstractObservable]:
+def _reusing(problem: Problem, most_bytes: int) -> dict[str, AbstractObservable]:
     """Give the observables with what no draw changes, computed here as long as it fits."""
     observables, left = dict(problem.observables), most_bytes
     for name, observable in observables.items():
