@@ -67,8 +67,7 @@ def run_chunk(
     shape: Shape,
 ) -> tuple[Carry, Records]:
     """Advance all rows by ``schedule.num_steps`` steps and record what fell due."""
-    problem: Problem = join(arrays, static)
-    problem = problem._replace(observables=_reusing(problem, shape.probe_cache_bytes))
+    problem = _reusing(join(arrays, static), shape.probe_cache_bytes)
     source, fresh = sources
     records = _empty_records(problem, carry, shape)
 
@@ -105,8 +104,8 @@ def run_chunk(
     return carry, records._replace(smallest_step_size=smallest)
 
 
-def _reusing(problem: Problem, most_bytes: int) -> dict[str, AbstractObservable]:
-    """Give the observables with what no draw changes, computed here as long as it fits."""
+def _reusing(problem: Problem, most_bytes: int) -> Problem:
+    """Attach to the observables what no draw changes, computed here, as long as it fits."""
     observables, left = dict(problem.observables), most_bytes
     for name, observable in observables.items():
         # What is traced here and then left out is never computed.
@@ -114,7 +113,7 @@ def _reusing(problem: Problem, most_bytes: int) -> dict[str, AbstractObservable]
         added = num_bytes(prepared) - num_bytes(observable)
         if added <= left:
             observables[name], left = prepared, left - added
-    return observables
+    return problem._replace(observables=observables)
 
 
 def _advance(problem: Problem, carry: Carry, batch: Minibatch, shape: Shape) -> Carry:
