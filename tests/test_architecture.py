@@ -15,9 +15,9 @@ MAX_PATH_LINES = 1000  # of code: docstrings, comments and blank lines are free
 # A module imports only from layers above its own in this list, or from within its own package.
 LAYERS = (
     ("_types", "persistence"),
-    ("_tree", "flops", "storage"),  # what keeps runs knows arrays by name, and nothing of what made them
+    ("_tree", "storage"),  # what keeps runs knows arrays by name, and nothing of what made them
     ("restriction", "dataset", "minibatch", "noise", "statistics"),
-    ("posterior", "data", "grouping"),
+    ("posterior", "data", "grouping", "flops"),
     ("kernels", "observables", "inputs", "survey", "fingerprint"),
     ("carry",),
     ("run",),
