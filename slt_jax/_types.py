@@ -48,8 +48,26 @@ def setting(value: Any) -> jax.Array:
     return jax.device_put(np.asarray(value, dtype=np.float32))
 
 
-def as_float(value: Any) -> float | None:
-    """Give the Python float of a concrete scalar, or None while it is traced or batched."""
-    if isinstance(value, Tracer) or np.ndim(value) != 0:
+def as_float(name: str, value: Any) -> float | None:
+    """Give the Python float of a setting, or None while it is traced.
+
+    Raises:
+        ValueError: an array of several numbers.
+        TypeError: not a number.
+    """
+    if np.ndim(value) != 0:
+        raise ValueError(
+            f"{name} must be one number, got an array of shape {np.shape(value)}: all chains share "
+            "their settings. Make one call per value; they share one compiled program"
+        )
+    if isinstance(value, Tracer):
         return None
-    return float(value)
+    try:
+        return host_float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be a number, got {value!r}") from error
+
+
+def host_float(value: Any) -> float:
+    """Read a scalar from wherever it is, explicitly, as a transfer guard demands."""
+    return float(jax.device_get(value))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from slt_jax._apart import apart
 from slt_jax._tree import Static, all_finite, choose, join, norm, num_bytes
 from slt_jax._types import Counter, Scalar
 from slt_jax.carry import Carry, Rows
@@ -39,11 +40,16 @@ class Problem(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Traced counts: steps in this chunk, burn-in steps, steps per draw, first observation."""
+    """Traced counts: steps in this chunk, burn-in steps, steps per draw.
+
+    ``fresh_interval`` is in draws, from one observation on fresh batches to the next;
+    ``first_observation`` counts those before this chunk.
+    """
 
     num_steps: Counter
     num_burnin_steps: Counter
     num_steps_bw_draws: Counter
+    fresh_interval: Counter
     first_observation: Counter
 
 
@@ -85,7 +91,7 @@ def run_chunk(
 
         def record(state: tuple[Carry, Records]) -> tuple[Carry, Records]:
             carry, records = state
-            for every, names in _by_interval(problem).items():
+            for every, names in _by_interval(problem, schedule):
                 position = (draw // every) - schedule.first_observation
                 carry, records = jax.lax.cond(
                     past_burnin & (draw % every == 0),
@@ -186,29 +192,25 @@ def _over_rows(
         return jax.vmap(lambda *row: fn(*pick(*row)))(*arguments)
     if shape.batch_of_rows > 1:
         return row_by_row(lambda row: fn(*row), shape.batch_of_rows)
-    return row_by_row(_apart(fn, once=jnp.where(step < 0, 0, 1)), None)
+    return row_by_row(_of_any_company(fn, once=jnp.where(step < 0, 0, 1)), None)
 
 
-def _apart(fn: Callable[..., Any], once: Counter) -> Callable[[tuple[Any, ...]], Any]:
-    """Give the function of a row as a program part that does not depend on how many rows there are.
+def _of_any_company(fn: Callable[..., Any], once: Counter) -> Callable[[tuple[Any, ...]], Any]:
+    """Give a function of one row whose numbers do not depend on how many rows there are.
 
-    XLA unrolls a loop that makes one trip, reads a leading axis of extent one without an index, and
-    then fuses the row with what surrounds it: the gap of a lone chain differs in its last bit.
-    Here the row is the state of a loop of its own, of which the compiler does not know that it
-    makes one trip; the barrier keeps it from moving the work out of that loop.
+    XLA unrolls a loop over rows that makes one trip, reads a leading axis of extent one without an
+    index, and then fuses the row with what surrounds it: the gap of a lone chain differs in its
+    last bit. Apart, the row's program is the same in any company.
     """
     fn = jax.jit(fn)
 
-    def apart(row: tuple[Any, ...]) -> Any:
-        def body(_: Counter, state: tuple[Any, Any]) -> tuple[Any, Any]:
-            return jax.lax.optimization_barrier((state[0], fn(*state[0])))
-
+    def of_row(row: tuple[Any, ...]) -> Any:
         nothing = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(fn, *row)
         )
-        return jax.lax.fori_loop(0, once, body, (row, nothing))[1]
+        return apart(lambda row, _: fn(*row), once, row, nothing)
 
-    return apart
+    return of_row
 
 
 def _of_chain(batch: Minibatch, chain: Counter) -> Minibatch:
@@ -251,12 +253,19 @@ def _record_draw(carry: Carry, records: Records, schedule: Schedule) -> tuple[Ca
     )
 
 
-def _by_interval(problem: Problem) -> dict[int, tuple[str, ...]]:
-    """Group observables that fall due at the same draws: they share one pass of the model."""
+def _by_interval(
+    problem: Problem, schedule: Schedule
+) -> list[tuple[int | Counter, tuple[str, ...]]]:
+    """Group observables that fall due at the same draws: they share one pass of the model.
+
+    Those on fresh batches have one interval, which is traced.
+    """
+    fresh = tuple(name for name, own in problem.observables.items() if own.num_fresh)
     groups: dict[int, tuple[str, ...]] = {}
     for name, observable in problem.observables.items():
-        groups[observable.every] = (*groups.get(observable.every, ()), name)
-    return groups
+        if not observable.num_fresh:
+            groups[observable.every] = (*groups.get(observable.every, ()), name)
+    return [*groups.items(), *([(schedule.fresh_interval, fresh)] if fresh else [])]
 
 
 def _observe(

@@ -141,13 +141,15 @@ class Feed:
             num_streams=self.num_streams,
         )
 
-    def sources(self, indices: Any, num_steps: int) -> tuple[Source, Source | None]:
-        """Give the batches of a chunk's first ``num_steps`` steps, and of its observations."""
+    def sources(
+        self, indices: Any, num_steps: int, num_observations: int
+    ) -> tuple[Source, Source | None]:
+        """Give the batches of a chunk's first so many steps, and of its first observations."""
         steps, fresh = (None, None) if indices is None else indices
         of_steps = self._whole() if self.whole else self._source(steps, num_steps)
         if fresh is None or fresh.size == 0:
             return of_steps, None
-        return of_steps, self._source(fresh, fresh.shape[0])
+        return of_steps, self._source(fresh, min(num_observations, fresh.shape[0]))
 
     def _whole(self) -> Source:
         assert self.resident is not None
@@ -158,7 +160,7 @@ class Feed:
         if self.resident is not None:
             examples, weights = self.resident
             return Source(examples, weights, indices, self.mean_weight, whole=False)
-        numbers = jax.device_get(indices)
+        numbers, count = jax.device_get(indices), max(count, 1)
         rows = self.batches.rows(numbers[:count])
         # A short chunk takes the place of a full one in the program: nobody reads the rest.
         padded = jax.tree.map(

@@ -1,6 +1,7 @@
 """What is measured at a draw: functions of the weights on a fixed probe or on fresh batches."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -29,6 +30,14 @@ class AbstractObservable(eqx.Module):
     num_fresh: ClassVar[int]
     """Independent minibatches, drawn afresh for every observation, that ``measure`` needs; they
     come stacked along a leading axis."""
+
+    def compiled(self) -> "AbstractObservable":
+        """Give what programs are compiled for: itself, or another if its interval is traced.
+
+        Only observables on fresh batches, which share one interval, can have it traced. The
+        interval of what is given bounds the number of observations in a chunk.
+        """
+        return self
 
     @abc.abstractmethod
     def measure(
@@ -129,15 +138,27 @@ class GapPair(AbstractObservable):
     """Two paired gaps ℓ_b(w) − ℓ_b(w*) of one draw, on batches independent of it and each other.
 
     Their covariance over draws is Var_w(L_n) without the variance of the batches (D15).
+
+    Args:
+        statistic: what to accumulate.
+        every: measure at every so many draws.
+        at_least: all intervals from this one on share one compiled program.
     """
 
     statistic: AbstractStatistic = Trace()
     every: int = eqx.field(static=True, default=1)
+    at_least: int = eqx.field(static=True, default=1)
 
     num_fresh = 2
 
     def __check_init__(self):
+        check_every(self.at_least)
         check_every(self.every)
+        if self.every < self.at_least:
+            raise ValueError(f"every = {self.every} must not be below at_least = {self.at_least}")
+
+    def compiled(self):
+        return dataclasses.replace(self, every=self.at_least)
 
     def measure(self, target, displacement, fresh):
         assert fresh is not None

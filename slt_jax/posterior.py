@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from slt_jax._tree import inner, on_device, path_table
-from slt_jax._types import Displacement, Params, Scalar, as_float, setting
+from slt_jax._types import Displacement, Params, Scalar, as_float, host_float, setting
 from slt_jax.minibatch import Center, Minibatch, values_and_weights, weighted_mean
 from slt_jax.restriction import Restriction
 
@@ -125,6 +125,12 @@ class LocalPosterior(eqx.Module):
             return self.localization
         return self.localization + self.weight_decay
 
+    @property
+    def host_precision(self) -> float:
+        """The same as a Python float, without compiling a program for the sum."""
+        decay = 0.0 if self.weight_decay is None else host_float(self.weight_decay)
+        return host_float(self.localization) + decay
+
     def prior_mean(self) -> Displacement:
         """Give the displacement at which the prior is largest: 0 without weight decay."""
         zeros = self.restriction.zeros()
@@ -219,7 +225,7 @@ class LocalPosterior(eqx.Module):
 
 
 def _at_least_zero(name: str, value: Any) -> Array:
-    number = as_float(value)
+    number = as_float(name, value)
     if number is not None and not (np.isfinite(number) and number >= 0):
         raise ValueError(f"{name} must be finite and at least 0, got {number}")
     return setting(value)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from slt_jax._tree import is_array, on_device, split
-from slt_jax._types import ChainKey, setting
+from slt_jax._types import ChainKey, host_float, setting
 from slt_jax.data import Batches
 from slt_jax.fingerprint import digest_of_arrays, fingerprint, name_of
 from slt_jax.grouping import groups
@@ -21,11 +21,9 @@ from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
 from slt_jax.restriction import Restriction
 from slt_jax.run import Execution, Health, Run, SampleOptions, Settings
-from slt_jax.start import Start, check_feeling, start
+from slt_jax.start import SCHEDULE_STEPS, Start, check_feeling, schedules_of, start
 from slt_jax.survey import Survey, take_survey
 from slt_jax.validation import check_loss, check_settings
-
-_SCHEDULE_STEPS = (0, 1, 10, 100, 1000, 10_000)
 
 
 def prepare(
@@ -95,7 +93,7 @@ def _nothing_yet(num_components: int, num_chains: int) -> dict[str, Any]:
 
 
 def _components(posterior: LocalPosterior, options: SampleOptions) -> dict[str, Restriction]:
-    if options.get("dispersed") and float(posterior.localization) == 0:
+    if options.get("dispersed") and host_float(posterior.localization) == 0:
         raise ValueError("dispersed=True starts from N(w*, I/γ): it needs a localization above 0")
     chosen = options.get("components")
     if chosen is not None and not chosen:
@@ -187,7 +185,8 @@ def _begin(
         stream_of("paired") if settings.paired else restriction.selection_hash
         for restriction in components.values()
     ]
-    arrays, static = split((posterior, kernel, observables, starts))
+    compiled = {name: observable.compiled() for name, observable in observables.items()}
+    arrays, static = split((posterior, kernel, compiled, starts))
     weight = survey.mean_weight
     examples, weights = on_device(batches.rows(np.arange(batches.batch_size)))
     begun = start(
@@ -214,12 +213,13 @@ def _metadata(
 ) -> dict[str, Any]:
     """Give settings, versions and fingerprint as plain strings and numbers."""
     weight_decay, box = posterior.weight_decay, posterior.bounding_box
+    values, sums = jax.device_get((begun.schedules, begun.checksums))
     described = {
-        "kernel": describe(kernel),
-        "n_beta": float(posterior.n_beta),
-        "localization": float(posterior.localization),
-        "weight_decay": 0.0 if weight_decay is None else float(weight_decay),
-        "bounding_box": "none" if box is None else float(box),
+        "kernel": describe(kernel, dict(zip(map(id, schedules_of(kernel)), values, strict=True))),
+        "n_beta": host_float(posterior.n_beta),
+        "localization": host_float(posterior.localization),
+        "weight_decay": 0.0 if weight_decay is None else host_float(weight_decay),
+        "bounding_box": "none" if box is None else host_float(box),
         "num_params": posterior.restriction.num_params,
         "components": list(components),
         "num_examples": batches.num_examples,
@@ -234,7 +234,7 @@ def _metadata(
         "paired": int(settings.paired),
         "key": " ".join(str(word) for word in jax.device_get(jax.random.key_data(key))),
     }
-    described |= _digests(posterior, kernel, jax.device_get(begun.checksums))
+    described |= _digests(posterior, kernel, sums)
     selections = [restriction.selection_hash for restriction in components.values()]
     return described | {
         "fingerprint": fingerprint(described, selections, batches),
@@ -256,25 +256,31 @@ def _digests(posterior: LocalPosterior, kernel: AbstractKernel, sums: np.ndarray
     return digests
 
 
-def describe(kernel: Any) -> str:
-    """Write a kernel and its settings as text, such as ``Sgld(step_size=1e-05, ...)``."""
+def describe(kernel: Any, schedules: Mapping[int, np.ndarray]) -> str:
+    """Write a kernel and its settings as text, such as ``Sgld(step_size=1e-05, ...)``.
+
+    Args:
+        kernel: the kernel, or a part of it.
+        schedules: by identity the values of its functions of the step at ``SCHEDULE_STEPS``.
+    """
     if isinstance(kernel, Exact):
         name = kernel.build.__name__.removeprefix("_build_")
         options = "".join(f", {option}={value}" for option, value in kernel.options)
-        return f"{name}(step_size={float(kernel.step_size):.6g}{options})"
+        return f"{name}(step_size={host_float(kernel.step_size):.6g}{options})"
     fields = {name: value for name, value in vars(kernel).items() if name != "adaptation_steps"}
-    settings = ", ".join(f"{name}={_describe_setting(value)}" for name, value in fields.items())
+    settings = ", ".join(
+        f"{name}={_describe_setting(value, schedules)}" for name, value in fields.items()
+    )
     return f"{type(kernel).__name__}({settings})"
 
 
-def _describe_setting(value: Any) -> str:
+def _describe_setting(value: Any, schedules: Mapping[int, np.ndarray]) -> str:
     if isinstance(value, jax.Array):
-        return f"{float(value):.6g}"
+        return f"{host_float(value):.6g}"
     if hasattr(value, "__dataclass_fields__"):
-        return describe(value)
+        return describe(value, schedules)
     if callable(value):
         # The values tell two schedules apart, the name of their code does not.
-        values: Any = [value(step) for step in _SCHEDULE_STEPS]
-        shown = ", ".join(f"{float(number):.6g}" for number in values)
-        return f"schedule({shown} at steps {_SCHEDULE_STEPS})"
+        shown = ", ".join(f"{number:.6g}" for number in schedules[id(value)])
+        return f"schedule({shown} at steps {SCHEDULE_STEPS})"
     return str(value)

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slt_jax._types import host_float
+
 if TYPE_CHECKING:
     from slt_jax.run import Run
     from slt_jax.sampling import Ledger
@@ -16,6 +18,8 @@ class ProgressBar:
         self.run = run
         self.enabled = enabled
         self.bar: Any = None
+        self._num_parts, self._num_draws = 0, 0
+        self._sums: Any = 0.0
 
     def __enter__(self) -> "ProgressBar":
         if self.enabled:
@@ -36,10 +40,15 @@ class ProgressBar:
         """Move the bar to where the run is."""
         if self.bar is None:
             return
-        alive, gap = ledger.health.alive, ledger.gap()
+        alive = ledger.health.alive
+        # Only what is new is read: a look at all draws after every chunk adds up.
+        for part in ledger.traces["gap"][self._num_parts :]:
+            self._sums = self._sums + part.sum(axis=-1, dtype=np.float64)
+            self._num_draws += part.shape[-1]
+        self._num_parts = len(ledger.traces["gap"])
         shown = {"chains": f"{int(alive.sum())}/{alive.size}"}
-        if gap.shape[-1] and alive.any():
-            estimate = float(self.run.posterior.n_beta) * float(np.mean(gap[alive]))
-            shown["LLC"] = f"{estimate:.4g}"
+        if self._num_draws and alive.any():
+            gap = float(np.mean(self._sums[alive])) / self._num_draws
+            shown["LLC"] = f"{host_float(self.run.posterior.n_beta) * gap:.4g}"
         self.bar.set_postfix(shown, refresh=False)
         self.bar.update(ledger.step - self.bar.n)

@@ -207,7 +207,7 @@ class Run:
     def estimate(self, name: str) -> Estimate | None:
         """Give the estimate of one observable, or None if it was never measured."""
         statistic, total = self.observables[name].statistic, self.totals.get(name)
-        if int(self.carry.counts[name]):
+        if int(jax.device_get(self.carry.counts[name])):
             sums = jax.device_get(self.carry.partials[name])
             rows = jax.tree.map(lambda leaf: host_rows(leaf, len(self.components)), sums)
             total = statistic.merge(total, statistic.contribution(rows, finished=False))

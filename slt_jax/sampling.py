@@ -14,6 +14,7 @@ from slt_jax.chunk import Problem, Records, Schedule, Shape, run_chunk
 from slt_jax.data import Batches
 from slt_jax.inputs import Feed, Source, Window
 from slt_jax.kernels.base import AbstractKernel
+from slt_jax.observables import AbstractObservable
 from slt_jax.persistence import AbstractStore
 from slt_jax.posterior import LocalPosterior
 from slt_jax.preparation import prepare
@@ -135,13 +136,17 @@ def _fresh_interval(run: Run) -> int:
     return max((o.every for o in run.observables.values() if o.num_fresh), default=1)
 
 
+def _compiled(run: Run) -> dict[str, AbstractObservable]:
+    return {name: observable.compiled() for name, observable in run.observables.items()}
+
+
 def _chunk_length(run: Run, feed: Feed) -> int:
     """Give the steps of a chunk: as asked for, or 256 unless its buffers would grow too large."""
     if run.execution.steps_per_chunk is not None:
         return run.execution.steps_per_chunk
     held = sum(
         leaf.nbytes / (observable.every * observable.statistic.batch_length)
-        for name, observable in run.observables.items()
+        for name, observable in _compiled(run).items()
         for leaf in jax.tree.leaves(run.carry.partials[name])
     )
     per_step = feed.bytes_per_step + held / run.settings.num_steps_bw_draws
@@ -163,7 +168,7 @@ def _continue(
         run.batches.per_chain and not run.kernel.full_batch,
         run.execution.probe_cache_bytes,
     )
-    problem = Problem(run.posterior, run.kernel, dict(run.observables), run.rows, dict(run.centers))
+    problem = Problem(run.posterior, run.kernel, _compiled(run), run.rows, dict(run.centers))
     arrays, static = split(problem)
     arrays, ledger, carry = on_device(arrays), Ledger(run), run.carry
     supply = _supply(run, feed, length, shape)
@@ -202,13 +207,14 @@ def _supply(
     run: Run, feed: Feed, length: int, shape: Shape
 ) -> Iterator[tuple[Segment, tuple[Source, Source | None]]]:
     """Give the segments with their minibatches, the numbers of the next ones drawn ahead."""
-    num_fresh = max((o.num_fresh for o in run.observables.values()), default=0)
-    observations = shape.num_draws // _fresh_interval(run) + 1 if num_fresh else 0
-    window = Window(length, observations, num_fresh)
+    fresh = [observable for observable in _compiled(run).values() if observable.num_fresh]
+    num_fresh = max((observable.num_fresh for observable in fresh), default=0)
+    closest = min((observable.every for observable in fresh), default=1)
+    window = Window(length, shape.num_draws // closest + 1 if fresh else 0, num_fresh)
     segments = _segments(run, length)
     queued = [feed.indices(s.first_step, s.first_observation, window) for s in segments[:1]]
     for number, segment in enumerate(segments):
-        sources = feed.sources(queued.pop(), segment.num_steps)
+        sources = feed.sources(queued.pop(), segment.num_steps, _num_observations(run, segment))
         # Queued before this segment's program is: the host need not wait for that to end.
         queued += [
             feed.indices(s.first_step, s.first_observation, window)
@@ -217,11 +223,20 @@ def _supply(
         yield segment, sources
 
 
+def _num_observations(run: Run, segment: Segment) -> int:
+    """Bound the observations on fresh batches that fall due in a chunk."""
+    if segment.is_burnin:
+        return 0
+    num_draws = segment.num_steps // run.settings.num_steps_bw_draws + 1
+    return num_draws // _fresh_interval(run) + 1
+
+
 def _schedule(run: Run, segment: Segment) -> Schedule:
     counts = (
         segment.num_steps,
         run.settings.num_burnin_steps,
         run.settings.num_steps_bw_draws,
+        _fresh_interval(run),
         segment.first_observation,
     )
     return Schedule(*(jax.device_put(np.int32(count)) for count in counts))

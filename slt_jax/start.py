@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,8 @@ from slt_jax.posterior import LocalPosterior
 _NODES, _WEIGHTS = (array.astype(np.float32) for array in np.polynomial.legendre.leggauss(5))
 _NODES, _WEIGHTS = 0.5 + 0.5 * _NODES, 0.5 * _WEIGHTS
 _NUM_DIRECTIONS = 2
+SCHEDULE_STEPS = (0, 1, 10, 100, 1000, 10_000)
+"""Where schedules are looked at to tell them apart."""
 
 
 class Feeling(NamedTuple):
@@ -41,13 +44,14 @@ class Feeling(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What the first program gives."""
+    """What the first program gives; ``schedules`` are their values at ``SCHEDULE_STEPS``."""
 
     rows: Rows
     carry: Carry
     centers: dict[str, Any]
     feeling: Feeling
     checksums: Array
+    schedules: list[Array]
 
 
 @functools.partial(jax.jit, static_argnames=("static", "num_chains", "dispersed"))
@@ -97,7 +101,20 @@ def start(
     named = (posterior.params, posterior.loss_fn, kernel)
     sums = checksums([leaf for leaf in jax.tree.leaves(named) if is_array(leaf)])
     carry = _carry(jax.vmap(init)(rows), rows, observables, centers)
-    return Start(rows, carry, centers, feelings, sums)
+    values = [_values(schedule) for schedule in schedules_of(kernel)]
+    return Start(rows, carry, centers, feelings, sums, values)
+
+
+def schedules_of(kernel: AbstractKernel) -> list[Callable[[Any], Any]]:
+    """Give the settings of a kernel that are functions of the step."""
+    return [leaf for leaf in jax.tree.leaves(kernel) if callable(leaf)]
+
+
+def _values(schedule: Callable[[Any], Any]) -> Array:
+    # Schedules of optax multiply counts by floats, which strict promotion refuses.
+    with jax.numpy_dtype_promotion("standard"):
+        values = [schedule(jnp.asarray(step, jnp.int32)) for step in SCHEDULE_STEPS]
+    return jnp.stack([jnp.asarray(value, jnp.float32) for value in values])
 
 
 def _rows(key: ChainKey, selections: Array, starts: Any, num_chains: int) -> Rows:

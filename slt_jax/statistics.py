@@ -8,6 +8,7 @@ the scatter of batch means. Only sums over finished batches are held, never the 
 """
 
 import abc
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -61,6 +62,48 @@ class AbstractStatistic(eqx.Module):
         return jax.tree.map(np.add, total, contribution)
 
 
+class Kept(Sequence[Any]):
+    """Observations that are kept: a sequence that never changes and is cheap to go on from.
+
+    Several of them can be beginnings of one list, of which each knows how much is its own. Going on
+    from the longest extends the list, going on from another one copies it: a run of n draws costs
+    of the order of n, and a run in the user's hands stays as it was.
+    """
+
+    def __init__(self, observations: list[Any], count: int):
+        self._observations = observations
+        self._count = count
+
+    @classmethod
+    def of(cls, observations: Sequence[Any]) -> "Kept":
+        """Give the observations of any sequence."""
+        if isinstance(observations, Kept):
+            return observations
+        return cls(list(observations), len(observations))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._observations[i] for i in range(*index.indices(self._count))]
+        return self._observations[range(self._count)[index]]
+
+    def __add__(self, later: Sequence[Any]) -> "Kept":
+        shared = len(self._observations) == self._count
+        own = self._observations if shared else self._observations[: self._count]
+        own.extend(later)
+        return Kept(own, len(own))
+
+    def __reduce__(self) -> Any:
+        return Kept.of, (list(self),)
+
+
+jax.tree_util.register_pytree_node(
+    Kept, lambda kept: (list(kept), None), lambda _, observations: Kept.of(observations)
+)
+
+
 class Trace(AbstractStatistic):
     """Keep every observed value, on the host, as ``[component, chain, draw, ...]``."""
 
@@ -73,10 +116,10 @@ class Trace(AbstractStatistic):
         return value
 
     def contribution(self, sums, finished):
-        return [sums] if finished else []
+        return Kept.of([sums] if finished else [])
 
     def merge(self, total, contribution):
-        return contribution if total is None else total + contribution
+        return contribution if total is None else Kept.of(total) + contribution
 
     def series(self, total: Any, first: int = 0) -> Any:
         """Give the observations from ``first`` on, ``[component, chain, draw, ...]``."""

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from slt_jax._apart import apart
 from slt_jax._tree import Static, inner, join, on_device, split
-from slt_jax._types import Displacement
+from slt_jax._types import Displacement, host_float
 from slt_jax.data import Batches
 from slt_jax.minibatch import Losses, Minibatch, values_and_weights
 from slt_jax.posterior import LocalPosterior
@@ -41,7 +42,10 @@ class Survey(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Running means of loss and gradient, and what their spread is computed from."""
+    """Running means of loss and gradient, and what their spread is computed from.
+
+    ``last_weight`` is the total weight of the last batch.
+    """
 
     loss: Array
     weight: Array
@@ -49,21 +53,59 @@ class _Sums(NamedTuple):
     norm_squared: Array
     batch_square: Array
     first_bad: Array
+    last_weight: Array
+
+
+class _Visit(NamedTuple):
+    """One batch of the survey, and what to do with it.
+
+    ``valid`` masks the rows that pad it, ``is_full`` tells that there are none; ``times`` is 1, or
+    0 if only its weights are wanted.
+    """
+
+    examples: Any
+    weights: Array | None
+    valid: Array
+    is_full: Array
+    times: Array
 
 
 @functools.partial(jax.jit, static_argnames="static", donate_argnames="sums")
-def _accumulate(
-    static: Static, arrays: Any, sums: _Sums, batch: Any, valid: Array, is_full: Array
-) -> _Sums:
-    """Add one batch of losses and gradients at w*; ``valid`` masks the rows that pad it.
+def _add(static: Static, arrays: Any, sums: _Sums, visit: _Visit) -> _Sums:
+    """Add one batch of losses and gradients at w*, or only weigh it."""
+    posterior: LocalPosterior
+    posterior, starts = join(arrays, static)
+    structure = jax.eval_shape(posterior.loss_fn, posterior.params, visit.examples)
+    if not isinstance(structure, Losses):
+        return _accumulate(posterior, starts, visit, sums)
+
+    def measure(visit: _Visit, sums: _Sums) -> _Sums:
+        return _accumulate(posterior, starts, visit, sums)
+
+    # One program for both, so that a run compiles as many whether the survey sees all data or not.
+    return apart(measure, visit.times, visit, sums)._replace(last_weight=_weigh(posterior, visit))
+
+
+def _weigh(posterior: LocalPosterior, visit: _Visit) -> Array:
+    """Sum the weights that the loss function gives; the compiler drops the model from this."""
+    losses = posterior.loss_fn(posterior.params, visit.examples)
+    _, weights = values_and_weights(losses, Minibatch(visit.examples, visit.weights))
+    assert weights is not None
+    return jnp.sum(weights * _per_example(visit.valid, weights)).astype(jnp.float32)
+
+
+def _per_example(valid: Array, like: Array) -> Array:
+    return valid.reshape(-1, *(1,) * (like.ndim - 1)).astype(like.dtype)
+
+
+def _accumulate(posterior: LocalPosterior, starts: Any, visit: _Visit, sums: _Sums) -> _Sums:
+    """Add one batch of losses and gradients at w*.
 
     One backward pass serves all components: the gradient is taken for the leaves they touch and
     every component reads its blocks from it.
     """
-    posterior: LocalPosterior
-    posterior, starts = join(arrays, static)
     leaves = _touched(posterior)
-    loss, weight, finite, gradient = _batch_sums(posterior, leaves, batch, valid)
+    loss, weight, finite, gradient = _batch_sums(posterior, leaves, visit)
     blocks = _read_blocks(posterior.restriction, leaves, gradient, starts)
     total = sums.weight + weight
     # A running mean, so that nothing large is left to be divided after the last batch.
@@ -76,17 +118,18 @@ def _accumulate(
         total,
         mean,
         jax.vmap(inner)(mean, mean),
-        sums.batch_square + jnp.where(is_full, square, jnp.zeros_like(square)),
+        sums.batch_square + jnp.where(visit.is_full, square, jnp.zeros_like(square)),
         jnp.where(jnp.all(finite), -1, jnp.argmin(finite)).astype(jnp.int32),
+        sums.last_weight,
     )
 
 
 def _batch_sums(
-    posterior: LocalPosterior, leaves: Restriction, batch: Any, valid: Array
+    posterior: LocalPosterior, leaves: Restriction, visit: _Visit
 ) -> tuple[Array, Array, Array, Displacement]:
     """Give Σ wℓ, Σ w, which examples are finite, and ∂Σ wℓ for the touched leaves."""
-    examples, weights = batch
-    masked = valid if weights is None else weights * valid.reshape(-1, *(1,) * (weights.ndim - 1))
+    examples, weights, valid, _, _ = visit
+    masked = valid if weights is None else weights * _per_example(valid, weights)
 
     def total(displacement: Displacement) -> tuple[Array, tuple[Array, Array]]:
         losses = posterior.restrict(leaves).losses_at(displacement, examples)
@@ -139,26 +182,35 @@ def take_survey(
     """
     order = survey_order(batches, num_examples)
     arrays, static = split((posterior, starts))
-    arrays, sums, size = on_device(arrays), _empty_sums(posterior, starts), batches.batch_size
-    for first in range(0, len(order), size):
-        numbers = order[first : first + size]
-        padded = np.concatenate([numbers, np.repeat(numbers[-1:], size - len(numbers))])
-        valid = (np.arange(size) < len(numbers)).astype(np.float32)
-        sums = _accumulate(
-            static,
-            arrays,
-            sums,
-            on_device(batches.rows(padded)),
-            jax.device_put(valid),
-            jax.device_put(np.bool_(len(numbers) == size)),
-        )
+    arrays, sums = on_device(arrays), _empty_sums(posterior, starts)
+    for numbers in _in_batches(order, batches.batch_size):
+        sums = _add(static, arrays, sums, _visit(batches, numbers, times=1))
         bad = int(jax.device_get(sums.first_bad))
         if bad >= 0:
             raise ValueError(
-                f"the loss at w* is not finite for example {padded[bad]}: sampling needs finite "
+                f"the loss at w* is not finite for example {numbers[bad]}: sampling needs finite "
                 "losses for every example and position, masked ones included"
             )
-    return _summarize(sums, posterior, batches, len(order))
+    loss_weight, is_whole = None, len(order) == batches.num_examples
+    if _has_weights(posterior, batches) and not is_whole:
+        loss_weight = 0.0
+        for numbers in _in_batches(np.arange(batches.num_examples), batches.batch_size):
+            sums = _add(static, arrays, sums, _visit(batches, numbers, times=0))
+            loss_weight += host_float(sums.last_weight)
+    return _summarize(sums, posterior, batches, len(order), loss_weight)
+
+
+def _in_batches(order: np.ndarray, size: int) -> list[np.ndarray]:
+    return [order[first : first + size] for first in range(0, len(order), size)]
+
+
+def _visit(batches: Batches, numbers: np.ndarray, times: int) -> _Visit:
+    """Read a batch, the last example repeated if it is a short one."""
+    missing = batches.batch_size - len(numbers)
+    examples, weights = batches.rows(np.concatenate([numbers, np.repeat(numbers[-1:], missing)]))
+    valid = (np.arange(batches.batch_size) < len(numbers)).astype(np.float32)
+    visit: Any = (examples, weights, valid, np.bool_(missing == 0), np.int32(times))
+    return _Visit(*on_device(visit))
 
 
 def survey_order(batches: Batches, num_examples: int | None) -> np.ndarray:
@@ -181,11 +233,17 @@ def _empty_sums(posterior: LocalPosterior, starts: Any) -> _Sums:
         np.zeros((count, *block.size), np.float32) for block in posterior.restriction.blocks
     )
     zero, zeros = np.float32(0), np.zeros(count, np.float32)
-    sums: Any = (zero, zero, gradient, zeros, zeros.copy(), np.int32(-1))
+    sums: Any = (zero, zero, gradient, zeros, zeros.copy(), np.int32(-1), zero)
     return _Sums(*on_device(sums))
 
 
-def _summarize(sums: _Sums, posterior: LocalPosterior, batches: Batches, count: int) -> Survey:
+def _summarize(
+    sums: _Sums,
+    posterior: LocalPosterior,
+    batches: Batches,
+    count: int,
+    loss_weight: float | None,
+) -> Survey:
     size, total = batches.batch_size, batches.num_examples
     loss, weight, norm_squared, batch_square = jax.device_get(
         (sums.loss, sums.weight, sums.norm_squared, sums.batch_square)
@@ -198,54 +256,46 @@ def _summarize(sums: _Sums, posterior: LocalPosterior, batches: Batches, count: 
         noise = np.maximum(mean_square - square, 0) * num_full / (num_full - 1)
     share = (total - count) / max(total - size, 1) * size / count
     subset_noise = np.nan_to_num(noise) * max(share, 0.0)
+    surveyed = float(weight) / count if count == total else None
     return Survey(
         float(loss),
         sums.gradient,
         np.maximum(square - subset_noise, 0),
         noise,
         subset_noise,
-        _mean_weight(posterior, batches, float(weight) / count, count == total),
+        _mean_weight(posterior, batches, surveyed, loss_weight),
         count,
         count == total,
     )
 
 
 def _mean_weight(
-    posterior: LocalPosterior, batches: Batches, surveyed: float, is_whole: bool
+    posterior: LocalPosterior,
+    batches: Batches,
+    surveyed: float | None,
+    loss_weight: float | None,
 ) -> float | None:
     """Give the total weight per example over the whole data set; None if every weight is one.
 
-    Weights that the loss function returns (``slt.Losses``) are summed over all the data, in the
-    survey or in a pass of their own from which the compiler drops the model.
+    Args:
+        posterior: for the shape of the losses.
+        batches: the data.
+        surveyed: weight per example in a survey of the whole data set.
+        loss_weight: weights that the loss function returns, summed over the whole data set.
     """
-    structure = jax.eval_shape(posterior.loss_fn, posterior.params, batches.example_structure)
-    if batches.weights is None and not isinstance(structure, Losses):
+    if batches.weights is None and not _has_weights(posterior, batches):
         return None
-    if is_whole:
+    if surveyed is not None:
         return surveyed
-    if isinstance(structure, Losses):
-        return _sum_of_loss_weights(posterior, batches) / batches.num_examples
+    if loss_weight is not None:
+        return loss_weight / batches.num_examples
     assert batches.weights is not None
+    structure = jax.eval_shape(posterior.loss_fn, posterior.params, batches.example_structure)
     positions = np.prod(structure.shape[batches.weights.ndim :])
     return float(batches.weights.sum(dtype=np.float64) * positions / batches.num_examples)
 
 
-@functools.partial(jax.jit, static_argnames="static")
-def _loss_weights(static: Static, arrays: Any, batch: Any, valid: Array) -> Array:
-    posterior: LocalPosterior = join(arrays, static)
-    examples, weights = batch
-    losses = posterior.loss_fn(posterior.params, examples)
-    _, combined = values_and_weights(losses, Minibatch(examples, weights))
-    assert combined is not None
-    return jnp.sum(combined.reshape(combined.shape[0], -1) * valid[:, None])
-
-
-def _sum_of_loss_weights(posterior: LocalPosterior, batches: Batches) -> float:
-    arrays, static = split(posterior)
-    arrays, size, total = on_device(arrays), batches.batch_size, 0.0
-    for first in range(0, batches.num_examples, size):
-        numbers = np.arange(first, first + size)
-        valid = (numbers < batches.num_examples).astype(np.float32)
-        rows = on_device(batches.rows(np.minimum(numbers, batches.num_examples - 1)))
-        total += float(_loss_weights(static, arrays, rows, jax.device_put(valid)))
-    return total
+def _has_weights(posterior: LocalPosterior, batches: Batches) -> bool:
+    """Tell whether the loss function gives weights of its own."""
+    examples = batches.example_structure
+    return isinstance(jax.eval_shape(posterior.loss_fn, posterior.params, examples), Losses)

@@ -132,9 +132,9 @@ def _check_step(
     assert not all(map(np.array_equal, first.position, other.position)), (
         "another key must give another step: the kernel does not use its key"
     )
-    gap = float(run.posterior.gap(state.position, batch))
-    assert np.isclose(float(info.gap), gap, rtol=1e-3, atol=1e-6), (
-        f"info.gap must be the gap before the step: expected {gap:.6g}, got {float(info.gap):.6g}"
+    expected, gap = jax.device_get((run.posterior.gap(state.position, batch), info.gap))
+    assert np.isclose(gap, expected, rtol=1e-3, atol=1e-6), (
+        f"info.gap must be the gap before the step: expected {expected:.6g}, got {gap:.6g}"
     )
 
 
@@ -189,15 +189,18 @@ def _check_rows(posterior: LocalPosterior, batches: Batches) -> None:
     size = batches.num_examples
 
     @jax.jit
-    def losses(examples: Any) -> Array:
+    def values(examples: Any) -> Array:
         result = posterior.loss_fn(posterior.params, examples)
         return result.values if isinstance(result, Losses) else result
 
+    def losses(numbers: np.ndarray) -> np.ndarray:
+        return jax.device_get(values(on_device(batches.rows(numbers)[0])))
+
     numbers = np.arange(size)
-    straight = np.asarray(losses(batches.rows(numbers)[0]))
-    reversed_rows = np.asarray(losses(batches.rows(numbers[::-1])[0]))[::-1]
+    straight = losses(numbers)
+    reversed_rows = losses(numbers[::-1])[::-1]
     # Every other row becomes a copy of the last one; the first example stays where it is.
-    alone = np.asarray(losses(batches.rows(np.where(numbers == 0, 0, size - 1))[0]))
+    alone = losses(np.where(numbers == 0, 0, size - 1))
     scale = 1e-4 * (1.0 + np.abs(straight).max())
     if not np.allclose(straight, reversed_rows, rtol=1e-4, atol=scale):
         raise ValueError(

@@ -106,7 +106,7 @@ def test_weights_must_fit_the_losses():
 def test_a_loss_that_is_not_finite_is_found_by_the_survey():
     inputs = DATA[0].copy()
     inputs[40, 1] = np.nan
-    with refused(ValueError, r"not finite for example 40", programs=["_accumulate"]):
+    with refused(ValueError, r"not finite for example 40", programs=["_add"]):
         try_sampling(batches=slt.Batches((inputs, DATA[1]), 8))
 
 
@@ -210,7 +210,7 @@ def test_data(make, error, message):
 def test_ragged_rows_are_found_by_the_survey():
     rows = [(x, y) for x, y in zip(*DATA, strict=True)]
     rows[50] = (rows[50][0][:2], rows[50][1])
-    with refused(ValueError, r"example 50 has .*pad them", programs=["_accumulate"]):
+    with refused(ValueError, r"example 50 has .*pad them", programs=["_add"]):
         try_sampling(batches=slt.Batches(rows, 8))
 
 
@@ -251,6 +251,36 @@ def test_step_sizes(value):
     for make in makers:
         with refused(ValueError, "step_size must be positive and finite"):
             try_sampling(kernel=make(value))
+
+
+SETTINGS = {
+    "n_beta": lambda value: make_posterior(n_beta=value),
+    "localization": lambda value: make_posterior(localization=value),
+    "weight_decay": lambda value: make_posterior(weight_decay=value),
+    "bounding_box": lambda value: make_posterior(bounding_box=value),
+    "step_size": slt.sgld,
+    "friction": lambda value: slt.sghmc(1e-3, value),
+    "diffusion": lambda value: slt.sgnht(1e-3, value),
+    "thermostat_mass": lambda value: slt.sgnht(1e-3, 1.0, value),
+    "decay": slt.rms,
+    "eps": lambda value: slt.adam(eps=value),
+    "initial": lambda value: slt.rms(initial=value),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_is_one_number(name):
+    for several in (np.ones(4, np.float32), [1.0, 2.0], jax.device_put(np.ones((1, 1)))):
+        message = f"{name} must be one number, got an array of shape .* one call per value"
+        with refused(ValueError, message):
+            SETTINGS[name](several)
+    with refused(TypeError, f"{name} must be a number, got 'high'"):
+        SETTINGS[name]("high")
+
+
+def test_several_settings_under_vmap_are_one_in_each():
+    sizes = np.asarray([1e-3, 2e-3], np.float32)
+    assert jax.vmap(lambda size: slt.sgld(size).step_size)(sizes).shape == (2,)
 
 
 # -- keys and the order of arguments -------------------------------------------------------------

@@ -4,6 +4,8 @@ The tests run under strict dtype promotion (see ``conftest.py``). The mode users
 of the process in ``test_compiles.py``, where whole estimates are compiled and made under guards.
 """
 
+import traceback
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,9 @@ import pytest
 
 import slt_jax as slt
 from tests.helpers import (
+    BATCHES,
     DATA,
+    KEY,
     OBSERVABLES,
     PARAMS,
     assert_close,
@@ -34,6 +38,34 @@ def test_without_implicit_transfers(default):
         run = slt.extend(run, 17, progress=False)
         found = numbers(run)
     assert_same(found, default)
+
+
+def test_nothing_is_read_from_the_device_unasked(monkeypatch):
+    """Guards let reads pass where the device is the host: here every read must be a device_get."""
+    array, asked, unasked = type(jax.device_put(1.0)), [0], []
+
+    def get(tree, device_get=jax.device_get):
+        asked[0] += 1
+        try:
+            return device_get(tree)
+        finally:
+            asked[0] -= 1
+
+    def value(self, read=array._value.fget):
+        if not asked[0]:
+            unasked.extend(
+                f"{frame.filename}:{frame.lineno}"
+                for frame in traceback.extract_stack()
+                if "/slt_jax/" in frame.filename
+            )
+        return read(self)
+
+    monkeypatch.setattr(jax, "device_get", get)
+    monkeypatch.setattr(array, "_value", property(value))
+    decayed = make_posterior(weight_decay=1.0, bounding_box=9.0)
+    result = slt.llc(decayed, slt.sghmc(1e-3, 1.0), BATCHES, KEY, num_draws=40, progress=False)
+    _ = str(result), result.to_dict(), result.run.statistics, str(slt.extend(result.run, 3))
+    assert unasked == []
 
 
 def test_the_guard_is_on():

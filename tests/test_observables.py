@@ -18,6 +18,7 @@ from tests.helpers import (
     PARAMS,
     PROBE,
     assert_close,
+    compiled_programs,
     network_loss,
     sample,
     unchecked_annotations,
@@ -173,6 +174,25 @@ def test_draws_can_be_kept_at_intervals():
 def test_intervals_are_at_least_one_draw(make):
     with pytest.raises(ValueError, match="at least 1 draw"):
         make(0)
+
+
+def test_intervals_of_fresh_batches_share_a_program():
+    def pairs(every, at_least):
+        observables = {"fresh": GapPair(every=every, at_least=at_least)}
+        run = sample(observables=observables, collect=None, num_draws=40)
+        return run.statistics["fresh"].value
+
+    first = pairs(3, at_least=2)
+    with compiled_programs() as names:
+        second = pairs(5, at_least=2)
+    assert names == []
+    assert first.shape[2] == 14
+    assert second.shape[2] == 8
+    # Observations are numbered, not draws: the first is that of the first draw in both.
+    assert np.array_equal(first[:, :, 0], second[:, :, 0])
+    assert_close(first, pairs(3, at_least=3), 1e-6)
+    with pytest.raises(ValueError, match="must not be below at_least = 4"):
+        GapPair(every=3, at_least=4)
 
 
 def test_what_is_no_observable_is_refused():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tqdm.auto
 
 import slt_jax as slt
 from tests.helpers import BATCHES, KERNEL, KEY, POSTERIOR, sample
@@ -36,6 +37,19 @@ def test_hooks_see_progress_and_can_stop_the_run():
     assert run.num_draws == 10
     assert [progress.step for progress in seen] == [5, 10, 15, 20]
     assert seen[-1].gap().shape == (1, 4, 10)
+
+
+def test_the_bar_shows_the_estimate_of_all_draws_so_far(monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        tqdm.auto.tqdm, "set_postfix", lambda bar, values, refresh: shown.append(dict(values))
+    )
+    begun = sample(num_draws=13)
+    run = slt.extend(begun, 17, progress=True, execution=slt.Execution(steps_per_chunk=5))
+    gap = run.traces["gap"].astype(np.float64)
+    for values, count in zip(shown, (18, 23, 28, 30), strict=True):
+        assert values["chains"] == "4/4"
+        assert values["LLC"] == f"{20.0 * gap[..., :count].mean():.4g}"
 
 
 def test_a_snapshot_stays_valid_while_the_run_goes_on():

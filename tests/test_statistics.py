@@ -6,6 +6,7 @@ that comparison or more: right statistics fail with probability 1e-5 each, 5e-5 
 """
 
 import functools
+import pickle
 
 import jax
 import numpy as np
@@ -185,6 +186,35 @@ def test_a_trace_keeps_every_value_in_order():
     found = estimate(slt.Trace(), {"x": draws})
     assert np.array_equal(found.value["x"][0], draws.swapaxes(0, 1))
     assert found.num_batches == 5
+
+
+def test_going_on_from_a_trace_leaves_it_as_it_was():
+    trace = slt.Trace()
+    parts = [trace.contribution(np.float32(number), True) for number in range(6)]
+    begun = functools.reduce(trace.merge, parts[:3], None)
+    one, other = trace.merge(begun, parts[3]), trace.merge(begun, parts[4])
+    assert [list(kept) for kept in (begun, one, other)] == [[0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 4]]
+    grouped = trace.merge(parts[0], trace.merge(parts[1], parts[2]))
+    assert list(grouped) == list(begun)
+    assert list(trace.merge([0, 1], parts[2])) == [0, 1, 2]
+    assert begun[-1] == 2
+    assert begun[1:] == [1, 2]
+    with pytest.raises(IndexError):
+        _ = begun[3]
+    restored = pickle.loads(pickle.dumps(begun))
+    assert list(restored) == [0, 1, 2]
+    assert jax.tree.leaves(begun) == [0, 1, 2]
+
+
+def test_keeping_draws_does_not_copy_those_before():
+    """A list that is copied at every merge takes n²/2 steps for n draws."""
+    trace, total, copied = slt.Trace(), None, 0
+    for number in range(2**12):
+        before = total
+        total = trace.merge(total, trace.contribution(np.float32(number), True))
+        copied += before is not None and total._observations is not before._observations
+    assert len(total) == 2**12
+    assert copied == 0
 
 
 def finished(draws, every, length):

@@ -5,7 +5,16 @@ import pytest
 
 import slt_jax as slt
 from slt_jax.survey import survey_order, take_survey
-from tests.helpers import DATA, NUM_EXAMPLES, PARAMS, POSTERIOR, head, make_posterior, sample
+from tests.helpers import (
+    DATA,
+    NUM_EXAMPLES,
+    PARAMS,
+    POSTERIOR,
+    head,
+    make_posterior,
+    network_loss,
+    sample,
+)
 
 WEIGHTS = np.random.default_rng(4).integers(0, 3, NUM_EXAMPLES).astype(np.float32)
 
@@ -112,6 +121,21 @@ def test_weights_are_summed_over_all_data_even_if_the_survey_is_not():
     batches = slt.Batches(DATA, 8, weights=weights, per_chain=True)
     runs = [sample(batches=batches, survey_examples=count) for count in (None, 5)]
     assert np.array_equal(runs[0].traces["gap"], runs[1].traces["gap"])
+
+
+@pytest.mark.parametrize("count", [None, 20])
+def test_weights_of_the_loss_are_summed_over_all_data_with_no_gradient_of_the_rest(count):
+    def masked(params, batch):
+        return slt.Losses(network_loss(params, batch), (batch[1] > 0).astype(np.float32))
+
+    posterior, batches = make_posterior(masked), slt.Batches(DATA, 24)
+    found = take_survey(posterior, batches, None, count)
+    assert found.mean_weight == pytest.approx(np.mean(DATA[1] > 0))
+    numbers = survey_order(batches, count)
+    weights = (DATA[1] > 0)[numbers]
+    assert found.loss == pytest.approx(np.average(LOSSES[numbers], weights=weights), rel=1e-6)
+    gradient = np.average(GRADIENTS[numbers], axis=0, weights=weights)
+    np.testing.assert_allclose(flat(found.gradient), gradient, atol=1e-6)
 
 
 def test_survey_of_no_example_is_refused():

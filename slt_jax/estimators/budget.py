@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from slt_jax._types import host_float
 from slt_jax.estimators.quadrature import quadratic_form, tridiagonal
 from slt_jax.estimators.result import BiasBudget
 from slt_jax.estimators.surroundings import Lanczos, Surroundings
@@ -20,7 +21,7 @@ class _Target(NamedTuple):
 
 def budget(run: Run, number: int, mean: float, around: Surroundings | None) -> dict[str, Any]:
     """Give control, signal, acceptance, biases and first-order term; NaN where not measured."""
-    target = _Target(float(run.posterior.n_beta), float(run.posterior.prior_precision))
+    target = _Target(host_float(run.posterior.n_beta), run.posterior.host_precision)
     nan = math.nan
     if around is None:
         return {

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Unpack
 import jax
 import numpy as np
 
-from slt_jax._types import ChainKey
+from slt_jax._types import ChainKey, host_float
 from slt_jax.data import Batches, Probe
 from slt_jax.estimators.budget import budget
 from slt_jax.estimators.convergence import convergence
@@ -23,6 +23,8 @@ from slt_jax.observables import GapPair, MeanLoss
 from slt_jax.posterior import LocalPosterior
 from slt_jax.run import ChainsDiverged, Run, SampleOptions
 from slt_jax.sampling import sample
+
+_CLOSEST_PAIRS = 4
 
 
 def llc(
@@ -103,9 +105,10 @@ def _observables(kernel: AbstractKernel, evaluation: Probe | None, options: Any)
         }
     if getattr(kernel, "full_batch", False):
         return {}
-    # Enough pairs for a variance, nearly free; in powers of 4 because the interval is compiled in.
-    hundredth = max(1, options.get("num_draws", 1000) // 100)
-    return {PAIR: GapPair(every=4 ** int(math.log(hundredth, 4)))}
+    # Enough pairs for a variance, nearly free; in powers, so that more draws are more of the same.
+    hundredth = max(_CLOSEST_PAIRS, options.get("num_draws", 1000) // 100)
+    every = _CLOSEST_PAIRS ** int(math.log(hundredth, _CLOSEST_PAIRS))
+    return {PAIR: GapPair(every=every, at_least=_CLOSEST_PAIRS)}
 
 
 def llc_from(
@@ -133,7 +136,7 @@ def llc_from(
     number = _component_number(run, component)
     alive = _alive(run, number, drop_diverged)
     gap, weights = _gap(run, number, alive)
-    n_beta = float(run.posterior.n_beta)
+    n_beta = host_float(run.posterior.n_beta)
     around = None
     if surroundings:
         rows = number * run.settings.num_chains + np.flatnonzero(alive)
@@ -163,12 +166,12 @@ def llc_from(
 
 def _settings(run: Run, n_beta: float) -> dict[str, Any]:
     """Give what the result says of the run that it rests on."""
-    precision = float(run.posterior.prior_precision)
+    precision = run.posterior.host_precision
     return {
         "init_loss": run.survey.loss,
         "num_survey_examples": run.survey.num_examples,
         "n_beta": n_beta,
-        "localization": float(run.posterior.localization),
+        "localization": host_float(run.posterior.localization),
         "effective_curvature": precision / n_beta if n_beta else math.inf,
         "num_params": run.posterior.restriction.num_params,
         "adjusted": run.kernel.adjusted,
@@ -259,7 +262,7 @@ def _errors(gap: np.ndarray, weights: np.ndarray, n_beta: float, run: Run) -> di
 def _stationarity(gap: np.ndarray, n_beta: float, run: Run) -> dict[str, float]:
     """Measure the drift, and what it allows if the run is short against its relaxation (D5)."""
     moved = drift(gap.mean(axis=0))
-    precision = float(run.posterior.prior_precision)
+    precision = run.posterior.host_precision
     relaxations, rise = math.nan, max(0.0, n_beta * (moved.change + 2 * moved.standard_error))
     # Without a prior the flattest direction never comes to rest: the drift itself must be small.
     remaining = rise

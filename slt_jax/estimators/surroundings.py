@@ -273,7 +273,7 @@ def _batch_gradients(
 
 
 def _centered(gradients: Displacement) -> Displacement:
-    return tuple(leaf - jnp.mean(leaf, axis=0) for leaf in gradients)
+    return tuple(leaf - jnp.mean(leaf, axis=0, keepdims=True) for leaf in gradients)
 
 
 def _spread(sizes: Displacement, deviations: Displacement) -> Scalar:

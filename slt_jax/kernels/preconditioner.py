@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from slt_jax._tree import choose
-from slt_jax._types import Counter, Displacement, Flag, Scalar, as_float, setting
+from slt_jax._types import Counter, Displacement, Flag, Scalar, as_float, host_float, setting
 
 
 class Preconditioned(NamedTuple):
@@ -134,7 +134,7 @@ class Adam(AbstractPreconditioner):
 
     def step_size_bias(self):
         # The averaged drift lags b/(1 − b) steps behind: relative bias εa/4 + ½ε nβh b/(1 − b).
-        decay = float(self.first_decay)
+        decay = host_float(self.first_decay)
         return 1.0 + 2.0 * decay / (1.0 - decay)
 
     def metric(self, state):
@@ -176,7 +176,7 @@ def rms(decay: Any = 0.99, eps: Any = 0.1, initial: Any = 1.0) -> Rms:
     >>> kernel_metric[0].tolist()
     [0.5, 0.5]
     """
-    return Rms(_decay("decay", decay), _positive("eps", eps), setting(initial))
+    return Rms(_decay("decay", decay), _positive("eps", eps), _at_least_zero("initial", initial))
 
 
 def adam(first_decay: Any = 0.9, second_decay: Any = 0.999, eps: Any = 0.1) -> Adam:
@@ -203,14 +203,21 @@ def adam(first_decay: Any = 0.9, second_decay: Any = 0.999, eps: Any = 0.1) -> A
 
 
 def _decay(name: str, value: Any) -> jax.Array:
-    number = as_float(value)
+    number = as_float(name, value)
     if number is not None and not 0 <= number < 1:
         raise ValueError(f"{name} must be in [0, 1), got {number}")
     return setting(value)
 
 
+def _at_least_zero(name: str, value: Any) -> jax.Array:
+    number = as_float(name, value)
+    if number is not None and not number >= 0:
+        raise ValueError(f"{name} must be at least 0, got {number}")
+    return setting(value)
+
+
 def _positive(name: str, value: Any) -> jax.Array:
-    number = as_float(value)
+    number = as_float(name, value)
     if number is not None and not number > 0:
         raise ValueError(f"{name} must be positive, got {number}")
     return setting(value)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slt_jax._tree import norm
-from slt_jax._types import Displacement, Scalar, as_float, setting
+from slt_jax._types import Displacement, Scalar, as_float, host_float, setting
 from slt_jax.kernels.base import AbstractKernel, BiasFactors, Info
 from slt_jax.kernels.gradients import AbstractGradient, plain
 from slt_jax.kernels.sgld import positive_step_size
@@ -89,14 +89,14 @@ class Sghmc(AbstractKernel):
 
 def momentum_inflation(friction: Scalar, step_size: Scalar) -> float:
     """Give (1 + c)/(1 − c), c = exp(−friction·√ε): gradient noise relative to SGLD's."""
-    kept = math.exp(-float(friction) * math.sqrt(float(step_size)))
+    kept = math.exp(-host_float(friction) * math.sqrt(host_float(step_size)))
     return (1 + kept) / (1 - kept)
 
 
 def momentum_relaxation(friction: Scalar, step_size: float, precision: float) -> float:
     """Give −1/log of the spectral radius of one step on a quadratic of this precision."""
     time_step = math.sqrt(step_size)
-    kept = math.exp(-float(friction) * time_step)
+    kept = math.exp(-host_float(friction) * time_step)
     step = np.array(
         [
             [1 - 0.5 * step_size * precision * (1 + kept), 0.5 * time_step * (1 + kept)],
@@ -128,7 +128,7 @@ def sghmc(step_size: Any, friction: Any, *, gradient: AbstractGradient | None = 
     >>> float(sghmc(1e-4, friction=10.0).friction)
     10.0
     """
-    number = as_float(friction)
+    number = as_float("friction", friction)
     if number is not None and not number > 0:
         raise ValueError(f"friction must be positive, got {number}")
     return Sghmc(

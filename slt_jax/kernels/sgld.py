@@ -109,7 +109,9 @@ class Sgld(AbstractKernel):
 
     def _step_size(self, count: Counter) -> Scalar:
         if callable(self.step_size):
-            return jnp.asarray(self.step_size(count), jnp.float32)
+            # Schedules of optax multiply counts by floats, which strict promotion refuses.
+            with jax.numpy_dtype_promotion("standard"):
+                return jnp.asarray(self.step_size(count), jnp.float32)
         return self.step_size
 
     def _weight(self, state: SgldState) -> Scalar:
@@ -198,7 +200,7 @@ def sgld(
 
 def positive_step_size(value: Any) -> jax.Array:
     """Give a step size as an array leaf, or raise ValueError if it is not positive and finite."""
-    number = as_float(value)
+    number = as_float("step_size", value)
     if number is not None and not (np.isfinite(number) and number > 0):
         raise ValueError(f"step_size must be positive and finite, got {number}")
     return setting(value)

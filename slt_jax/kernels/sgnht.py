@@ -133,7 +133,7 @@ def sgnht(
     1.0
     """
     for name, value in (("diffusion", diffusion), ("thermostat_mass", thermostat_mass)):
-        number = as_float(value)
+        number = as_float(name, value)
         if number is not None and not number > 0:
             raise ValueError(f"{name} must be positive, got {number}")
     return Sgnht(
