@@ -16,6 +16,13 @@ MODEL = FIXTURES / "attention_only"
 OPTIONS = ["--chains", "2", "--draws", "6", "--burn-in", "2", "--steps-between-draws", "2"]
 OPTIONS += ["--batch-size", "4", "--n-beta", "5", "--localization", "20", "--step-size", "1e-3"]
 OPTIONS += ["--preconditioner", "rms", "--seed", "3", "--no-progress", "--no-surroundings"]
+SAME = {
+    "num_chains": 2,
+    "num_draws": 6,
+    "num_burnin_steps": 2,
+    "num_steps_bw_draws": 2,
+    "progress": False,
+}
 
 
 def llc(*words):
@@ -30,24 +37,26 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(data):
+def model():
+    return slt.models.from_hf(MODEL, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def problem(model, data):
+    """What the options above ask for."""
+    posterior = slt.LocalPosterior(model.loss_fn, model.params, n_beta=5.0, localization=20.0)
+    kernel = slt.sgld(1e-3, preconditioner=slt.rms())
+    return posterior, kernel, slt.Batches(np.load(data), 4), jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def expected(model, problem):
     """What the library gives for two heads with the options above."""
-    model = slt.models.from_hf(MODEL, dtype="float32")
-    found = {}
-    for name in ("l0h1", "l1h0"):
-        found[name] = slt.llc(
-            slt.LocalPosterior(model.loss_fn, model.params, 5.0, 20.0, model.components[name]),
-            slt.sgld(1e-3, preconditioner=slt.rms()),
-            slt.Batches(np.load(data), 4),
-            jax.random.key(3),
-            num_chains=2,
-            num_draws=6,
-            num_burnin_steps=2,
-            num_steps_bw_draws=2,
-            surroundings=False,
-            progress=False,
-        )
-    return found
+    posterior, *rest = problem
+    return {
+        name: slt.llc(posterior.restrict(model.components[name]), *rest, surroundings=False, **SAME)
+        for name in ("l0h1", "l1h0")
+    }
 
 
 def test_every_component_is_estimated_printed_and_written(data, expected, tmp_path, capsys):
@@ -64,6 +73,19 @@ def test_every_component_is_estimated_printed_and_written(data, expected, tmp_pa
             written["components"][name]["per_chain"], result.per_chain, rtol=1e-5
         )
         assert f"{name}: 1,048 weights, 8 sequences\n{str(result)[:12]}" in printed
+
+
+def test_a_head_reads_alone_what_it_reads_beside_the_others(model, problem, expected):
+    heads = {f"l0h{head}": model.components.heads()[f"l0h{head}"] for head in range(4)}
+    run = slt.sample(*problem, components=heads, **SAME)
+    assert run.health.alive.shape == (4, 2)
+    assert run.health.alive.all()
+    results = {name: slt.llc_from(run, component=name, surroundings=False) for name in heads}
+    assert len({result.mean for result in results.values()}) == 4
+    alone, beside = expected["l0h1"], results["l0h1"]
+    np.testing.assert_allclose(beside.per_chain, alone.per_chain, rtol=1e-4)
+    assert beside.num_params == alone.num_params
+    assert beside.distance == pytest.approx(alone.distance, rel=1e-4)
 
 
 def test_netcdf(expected, tmp_path):
