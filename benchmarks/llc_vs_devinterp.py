@@ -159,6 +159,7 @@ def main() -> None:
     summary = {problem: summarize(sides) for problem, sides in results.items()}
     raw = {problem: without_paths(sides) for problem, sides in results.items()}
     document = provenance(options) | {"summary": summary, "raw": raw}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(table(summary) + "\n")
     print(table(summary))
