@@ -255,9 +255,29 @@ class Decoder(eqx.Module):
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
+    def attention_pattern(
+        self, weights: Mapping[str, Array], layer: Array | int, x: Array, sequences: Sequences
+    ) -> Float[Array, "batch query head key"]:
+        """Give what one layer's heads attend to, from the arguments of ``block``; held whole."""
+        q, k, _ = self._queries_keys_values(
+            weights, layer, self._norm_at("attn", weights, x), sequences
+        )
+        # Mixing the unit vectors of the positions gives the weights that they are mixed with.
+        positions = jnp.eye(x.shape[1], dtype=jnp.float32)[None, :, None, :]
+        values = jnp.broadcast_to(positions, (*k.shape[:3], x.shape[1]))
+        return self._mix(q, k, values, layer, sequences)
+
     def _attend(
         self, weights: Mapping[str, Array], layer: Array | int, x: Array, sequences: Sequences
     ) -> Array:
+        q, k, v = self._queries_keys_values(weights, layer, x, sequences)
+        mixed = self._mix(q, k, v, layer, sequences)
+        out = self._contract("bthk,hkd->btd", mixed, weights["attn.o"])
+        return self._plus(out, weights.get("attn.o_b"))
+
+    def _queries_keys_values(
+        self, weights: Mapping[str, Array], layer: Array | int, x: Array, sequences: Sequences
+    ) -> tuple[Array, Array, Array]:
         config = self.config
         q, k, v = (self._project(weights, name, x) for name in ("q", "k", "v"))
         if config.qk_norm is not None:
@@ -267,20 +287,16 @@ class Decoder(eqx.Module):
             table = jnp.asarray(config.rope_of_layer, jnp.int32)[layer]
             angles = jax.lax.dynamic_index_in_dim(sequences.angles, table, keepdims=False)
             q, k = rotate(q, angles), rotate(k, angles)
-        scale: Any = config.attn_scale
-        if config.attn_scale_by_layer:
+        return q, k, v
+
+    def _mix(self, q: Array, k: Array, v: Array, layer: Array | int, sequences: Sequences) -> Array:
+        scale: Any = self.config.attn_scale
+        if self.config.attn_scale_by_layer:
             scale = scale / (jnp.asarray(layer) + 1).astype(jnp.float32)
-        mixed = attention(
-            q,
-            k,
-            v,
-            scale=scale,
-            window=self._window(layer, x.shape[1]),
-            softcap=config.attn_softcap,
-            is_key=sequences.is_key,
+        window, softcap = self._window(layer, q.shape[1]), self.config.attn_softcap
+        return attention(
+            q, k, v, scale=scale, window=window, softcap=softcap, is_key=sequences.is_key
         )
-        out = self._contract("bthk,hkd->btd", mixed, weights["attn.o"])
-        return self._plus(out, weights.get("attn.o_b"))
 
     def _project(self, weights: Mapping[str, Array], name: str, x: Array) -> Array:
         out = self._contract("btd,dhk->bthk", x, weights[f"attn.{name}"])

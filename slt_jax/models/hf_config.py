@@ -359,8 +359,11 @@ def _gpt2(raw: _Raw) -> DecoderConfig:
 
 
 def _attention_only(raw: _Raw) -> DecoderConfig:
-    """GPT-2 without its MLPs, at any depth."""
-    return DecoderConfig(**_gpt2_like(raw), mlp_width=0, norms=("attn",))
+    """GPT-2 without its MLPs, at any depth; rotary if there are ``rope_parameters``."""
+    fields = _gpt2_like(raw) | {"mlp_width": 0, "norms": ("attn",)}
+    if not raw.get("rope_parameters", None):
+        return DecoderConfig(**fields)
+    return _with_ropes(fields | {"num_positions": None}, _rotary(raw, fields["head_dim"]))
 
 
 FAMILIES: dict[str, Callable[[_Raw], DecoderConfig]] = {
