@@ -14,13 +14,13 @@ MAX_QUERIES = 512
 def attention(
     q: Float[Array, "batch pos h k"],
     k: Float[Array, "batch pos g k"],
-    v: Float[Array, "batch pos g k"],
+    v: Float[Array, "batch pos g c"],
     *,
     scale: float | Float[Array, ""],
     window: Int[Array, ""] | None = None,
     softcap: float | None = None,
     is_key: Bool[Array, "batch pos"] | None = None,
-) -> Float[Array, "batch pos h k"]:
+) -> Float[Array, "batch pos h c"]:
     """Mix values by causal softmax weights; scores and softmax are float32.
 
     Equation: out_i = Σ_{j ≤ i, i − j < window} softmax_j(cap(scale · q_i·k_j)) v_j, with
@@ -31,7 +31,7 @@ def attention(
     Args:
         q: queries, any floating dtype.
         k: keys, with a number of heads that divides that of the queries.
-        v: values.
+        v: values, which may be of another width.
         scale: factor of the inner products, dimensionless; may be traced.
         window: number of positions seen, the query's own included; may be traced. None for all.
         softcap: bound on the scores' magnitude; None for no bound.
@@ -63,7 +63,7 @@ def attention(
         mixed = one((starts[0], blocks[0]))[None]
     else:
         mixed = jax.lax.map(jax.checkpoint(one), (starts, blocks))
-    mixed = mixed.swapaxes(0, 1).reshape(batch, num_blocks * size, heads, width)
+    mixed = mixed.swapaxes(0, 1).reshape(batch, num_blocks * size, heads, v.shape[3])
     return mixed[:, :length]
 
 

@@ -56,7 +56,9 @@ def repeated_tokens(
 
 
 def head_scores(
-    decoder: Decoder, params: Mapping[str, Array], rows: Int[Array, "sequence pos"]
+    decoder: Decoder,
+    params: Mapping[str, Array],
+    rows: Int[Array, "sequence pos"] | Int[np.ndarray, "sequence pos"],
 ) -> HeadScores:
     """Measure every head on sequences that ``repeated_tokens`` gave.
 
@@ -68,7 +70,7 @@ def head_scores(
         params: its weights.
         rows: as from ``repeated_tokens``.
     """
-    half = _period(rows.shape[1])
+    half, rows = _period(rows.shape[1]), jnp.asarray(rows)
     patterns = attention_patterns(decoder, params, rows)
     second = jnp.arange(half + 1, 2 * half + 1)
     copied = patterns[..., second, second - half + 1]

@@ -24,9 +24,9 @@ from slt_jax.models.decoder import Decoder
 from slt_jax.models.hf import decoder_model, save_hf
 from slt_jax.models.hf_config import parse_config
 from slt_jax.models.layout import parameter_shapes
-from slt_jax.models.zoo.induction import head_scores
+from slt_jax.models.zoo.induction import head_scores, repeated_tokens
 from slt_jax.models.zoo.source import digest, training_texts
-from slt_jax.models.zoo.text import BETWEEN, held_out_rows, probe_rows
+from slt_jax.models.zoo.text import BETWEEN, common_tokens, held_out_rows
 from slt_jax.models.zoo.vocabulary import START, Vocabulary
 
 Record = dict[str, Any]
@@ -36,18 +36,19 @@ Record = dict[str, Any]
 class Settings:
     """The architecture and how it is trained.
 
-    Attention heads that match tokens and those that look one back have to form together, which
-    plain text rewards late. So for the first ``num_repeating_steps`` a share of every batch is a
-    stretch of source text again and again, of a random length of ``min_period`` tokens or more;
-    after that the text is as it stands in the files.
+    Weights start at random: matrices of standard deviation 1/√``width``, the biases of queries and
+    keys of ``bias_std``. With rotary positions those give every head a preference for some
+    distances, from which one that looks at the token before grows, and induction after it. Half of
+    a head is not rotated: what it finds does not depend on how far away it is.
 
-    ``weight_std`` is in units of 1/√fan-in, ``bias_std`` that of queries and keys: with rotary
-    positions it gives every head a preference for some distances from the start.
+    ``copied_share`` of every batch are stretches of text of a random length, ``min_period`` or
+    more, that come again and again: source text repeats itself, but not often enough for induction
+    to grow in a few minutes. No sequence of random tokens is ever trained on.
     """
 
     vocab_size: int = 512
-    width: int = 64
-    num_heads: int = 4
+    width: int = 128
+    num_heads: int = 8
     num_layers: int = 2
     length: int = 128
     rotary_base: float = 30.0
@@ -55,17 +56,16 @@ class Settings:
     embedding_std: float = 0.3
     unembedding_std: float = 0.02
     bias_std: float = 1.5
-    batch_size: int = 16
-    num_steps: int = 8000
+    batch_size: int = 8
+    copied_share: float = 0.25
+    min_period: int = 16
+    num_steps: int = 6000
     num_warmup_steps: int = 100
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     decay_share: float = 0.5
     weight_decay: float = 0.01
     max_gradient_norm: float = 1.0
-    num_repeating_steps: int = 2000
-    repeating_share: float = 0.5
-    min_period: int = 12
-    num_checkpoints: int = 16
+    num_checkpoints: int = 24
 
     def config_text(self) -> str:
         """Give the ``config.json``."""
@@ -91,8 +91,9 @@ class Settings:
 
     def learning_rate_at(self, step: Int[Array, ""]) -> Float[Array, ""]:
         """Give the learning rate: a linear rise, a plateau, and a linear fall to zero."""
-        risen = (step + 1) / self.num_warmup_steps
-        left = (self.num_steps - step) / max(1.0, self.decay_share * self.num_steps)
+        done = step.astype(jnp.float32)
+        risen = (done + 1) / self.num_warmup_steps
+        left = (self.num_steps - done) / max(1.0, self.decay_share * self.num_steps)
         return self.learning_rate * jnp.clip(jnp.minimum(risen, left), 0, 1)
 
     def checkpoint_steps(self) -> list[int]:
@@ -127,12 +128,14 @@ def train(
     for step in range(settings.num_steps + 1):
         if step in due:
             write(step, params)
-            mean = float(np.mean(losses)) if losses else None
-            records.append({"step": step, "training_loss": mean} | measure(params))
+            mean = np.mean(losses) if losses else None
+            record = {"training_loss": mean} | measure(params)
+            rounded = {name: _rounded(value) for name, value in record.items()}
+            records.append({"step": step} | rounded)
             losses = []
             print(json.dumps(records[-1]), flush=True)
         if step < settings.num_steps:
-            rows = batch_at(tokens, settings, seed, step)
+            rows = jnp.asarray(batch_at(tokens, settings, seed, step))
             params, state, loss = advance(params, state, rows)
             losses.append(float(loss))
     return records
@@ -162,15 +165,17 @@ def initial_params(decoder: Decoder, settings: Settings, seed: int) -> dict[str,
 def batch_at(
     tokens: Int[np.ndarray, " token"], settings: Settings, seed: int, step: int
 ) -> Int[np.ndarray, "batch pos"]:
-    """Give the batch of one step: stretches of the text from anywhere in it, after ``START``."""
+    """Give the batch of one step: stretches of the text from anywhere in it, after ``START``.
+
+    The first ``copied_share`` of them are the beginning of the stretch, again and again.
+    """
     generator = np.random.default_rng([seed, step])
     length, batch = settings.length - 1, settings.batch_size
     starts = generator.integers(0, len(tokens) - length, batch)
     rows = tokens[starts[:, None] + np.arange(length)]
-    if step < settings.num_repeating_steps:
-        for row in rows[: round(settings.repeating_share * batch)]:
-            period = generator.integers(settings.min_period, length // 2, endpoint=True)
-            row[:] = np.resize(row[:period], length)
+    for row in rows[: round(settings.copied_share * batch)]:
+        period = generator.integers(settings.min_period, length // 2 + 1)
+        row[:] = row[np.arange(length) % period]
     return np.concatenate([np.full((batch, 1), START, rows.dtype), rows], axis=1)
 
 
@@ -213,21 +218,21 @@ def _measurements(
     decoder: Decoder, vocabulary: Vocabulary, length: int
 ) -> Callable[[Params], Record]:
     """Prepare what is measured at every checkpoint."""
-    held_out = held_out_rows(vocabulary, 64, length)
-    repeated = probe_rows(vocabulary, 16, length)["repeated"]
+    held_out = jnp.asarray(held_out_rows(vocabulary, 64, length))
+    drawn = common_tokens(vocabulary)
+    repeated = repeated_tokens(drawn, 16, length, start=START, seed=0)
     mean_loss = jax.jit(lambda params: jnp.mean(decoder(params, held_out)))
 
     def measure(params: Params) -> Record:
         scores = head_scores(decoder, params, repeated)
-        return {
-            "held_out_loss": float(mean_loss(params)),
-            "induction": scores.induction.round(4).tolist(),
-            "previous": scores.previous.round(4).tolist(),
-            "first_loss": scores.first_loss,
-            "second_loss": scores.second_loss,
-        }
+        return {"held_out_loss": float(mean_loss(params)), **scores._asdict()}
 
     return measure
+
+
+def _rounded(value: Any) -> Any:
+    """Give a number or an array as lists of numbers, with four decimals."""
+    return value if value is None else np.round(np.asarray(value, np.float64), 4).tolist()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

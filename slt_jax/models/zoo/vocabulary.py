@@ -58,7 +58,7 @@ class Vocabulary:
         tokens = [token for word in WORDS.findall(text) for token in self._tokens_of_word(word)]
         return np.array(tokens, np.int32)
 
-    def decode(self, tokens: Iterable[int]) -> str:
+    def decode(self, tokens: Iterable[int] | Int[np.ndarray, " token"]) -> str:
         """Give the text of tokens; a character that they hold only a part of becomes U+FFFD.
 
         Raises:
@@ -86,7 +86,11 @@ class Vocabulary:
 
     @classmethod
     def learn(cls, texts: Iterable[str], size: int) -> "Vocabulary":
-        """Merge the most frequent pair of the texts, of equals the smallest, up to a size."""
+        """Merge the most frequent pair of the texts, of equals the smallest, up to a size.
+
+        Raises:
+            ValueError: texts too short for a vocabulary of that size.
+        """
         counts = collections.Counter(word for text in texts for word in WORDS.findall(text))
         words = [(list(_base_tokens(word)), count) for word, count in counts.items()]
         pairs: collections.Counter[tuple[int, int]] = collections.Counter()
@@ -103,7 +107,9 @@ class Vocabulary:
             tally(number, 1)
         merges = []
         for new in range(NUM_BASE, size):
-            best = max(pairs, key=lambda pair: (pairs[pair], -pair[0], -pair[1]))
+            best = max(pairs, key=lambda pair: (pairs[pair], -pair[0], -pair[1]), default=None)
+            if best is None or pairs[best] == 0:
+                raise ValueError(f"the texts have no pairs left for more than {new} tokens")
             merges.append(best)
             for number in holders.pop(best):
                 tally(number, -1)
