@@ -112,22 +112,21 @@ class Block(eqx.Module):
     def insert(self, leaf: Array, displacement: Array) -> Array:
         """Give the leaf with the displacement added to the block, never rounded below float32."""
         dtype = _sum_dtype(leaf.dtype)
-        viewed = leaf.reshape(self.view).astype(dtype)
-        moved = self.read(leaf) + displacement.astype(dtype)
+        viewed, shift = leaf.reshape(self.view).astype(dtype), displacement.astype(dtype)
         if self.is_whole:
-            return moved.reshape(leaf.shape)
-        if all(size in (1, extent) for size, extent in zip(self.size, self.view, strict=True)):
-            # A select keeps a leaf that is sharded along the cut axis in place, where an update
-            # slice at a traced offset makes the partitioner gather the whole leaf first.
-            return jnp.where(self._inside(), moved, viewed).reshape(leaf.shape)
-        return jax.lax.dynamic_update_slice(viewed, moved, self.start).reshape(leaf.shape)
+            return (viewed + shift).reshape(leaf.shape)
+        if any(1 < size < extent for size, extent in zip(self.size, self.view, strict=True)):
+            shift = jax.lax.dynamic_update_slice(jnp.zeros_like(viewed), shift, self.start)
+        # A select keeps a leaf that is sharded along a cut axis in place. A slice of it, or into
+        # it, at a traced offset makes the partitioner gather the leaf, and all layers with it.
+        return jnp.where(self._inside(), viewed + shift, viewed).reshape(leaf.shape)
 
     def _inside(self) -> Array:
         inside = jnp.ones((1,) * len(self.view), dtype=bool)
         for axis, (extent, size) in enumerate(zip(self.view, self.size, strict=True)):
             if size != extent:
-                position = jax.lax.broadcasted_iota(jnp.int32, self.view, axis)
-                inside = inside & (position == self.start[axis])
+                place = jax.lax.broadcasted_iota(jnp.int32, self.view, axis) - self.start[axis]
+                inside = inside & (place >= 0) & (place < size)
         return inside
 
 
