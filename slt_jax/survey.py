@@ -104,7 +104,7 @@ def _accumulate(posterior: LocalPosterior, starts: Any, visit: _Visit, sums: _Su
     One backward pass serves all components: the gradient is taken for the leaves they touch and
     every component reads its blocks from it.
     """
-    leaves = _touched(posterior)
+    leaves = _touched(posterior.restriction)
     loss, weight, finite, gradient = _batch_sums(posterior, leaves, visit)
     blocks = _read_blocks(posterior.restriction, leaves, gradient, starts)
     total = sums.weight + weight
@@ -143,22 +143,45 @@ def _batch_sums(
     return loss, weight, finite, gradient
 
 
-def _touched(posterior: LocalPosterior) -> Restriction:
-    """Select the leaves that the blocks of the restriction lie in, whole."""
-    paths = dict.fromkeys(block.path for block in posterior.restriction.blocks)
-    views = {block.path: block.view for block in posterior.restriction.blocks}
-    return Restriction(Block(path, views[path]) for path in paths)
+def _touched(restriction: Restriction) -> Restriction:
+    """Select the leaves that the blocks lie in: whole, or cut to the level that all are in."""
+    deepest: dict[str, Block] = {}
+    for block in restriction.blocks:
+        other = deepest.setdefault(block.path, block)
+        deepest[block.path] = max(other, block, key=lambda block: block.size[:1])
+    views = {(block.path, block.view) for block in restriction.blocks}
+    if not restriction.is_level or len(views) > len(deepest):
+        return Restriction(Block(block.path, block.view) for block in deepest.values())
+    levels = (
+        Block(
+            block.path,
+            block.view,
+            (*block.size[:1], *block.view[1:]),
+            (*block.start[:1], *(0 for _ in block.view[1:])),
+        )
+        for block in deepest.values()
+    )
+    return Restriction(levels, is_level=True)
 
 
 def _read_blocks(
     restriction: Restriction, leaves: Restriction, gradient: Displacement, starts: Any
 ) -> Displacement:
-    """Cut every component's blocks from the gradient of whole leaves, ``[component, ...]``."""
-    by_path = dict(zip((block.path for block in leaves.blocks), gradient, strict=True))
+    """Cut every component's blocks from the gradient of the leaves, ``[component, ...]``."""
+    by_path = {
+        leaf.path: (leaf, slope) for leaf, slope in zip(leaves.blocks, gradient, strict=True)
+    }
+
+    def read(block: Block) -> Array:
+        leaf, slope = by_path[block.path]
+        if not leaf.is_whole:
+            # What is left of the leaf begins where its blocks do.
+            block = Block(block.path, leaf.size, block.size, (0, *block.start[1:]))
+        return block.read(slope)
 
     def cut(own_starts: Any) -> Displacement:
         own = restriction if own_starts is None else restriction.at(own_starts)
-        return tuple(block.read(by_path[block.path]) for block in own.blocks)
+        return tuple(read(block) for block in own.blocks)
 
     if starts is None:
         return tuple(leaf[None] for leaf in cut(None))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import slt_jax as slt
+from slt_jax.preparation import _stack_components as stack_components
 from slt_jax.survey import survey_order, take_survey
 from tests.helpers import (
     DATA,
@@ -141,3 +142,21 @@ def test_weights_of_the_loss_are_summed_over_all_data_with_no_gradient_of_the_re
 def test_survey_of_no_example_is_refused():
     with pytest.raises(ValueError, match="survey_examples must be at least 1"):
         survey(8, count=0)
+
+
+@pytest.mark.parametrize("row", [0, 2])
+def test_components_in_one_level_of_their_leaves_get_their_part_of_its_gradient(row):
+    def component(column):
+        shape, size = PARAMS["attention"].shape, (1, 6)
+        blocks = [slt.Block("attention", shape, size, (row, column))]
+        return slt.Restriction([*blocks, slt.Block("output", (3, 4), (1, 4), (row, 0))])
+
+    components = {"left": component(0), "right": component(6)}
+    posterior, starts = stack_components(POSTERIOR, components)
+    assert posterior.restriction.is_level
+    found = take_survey(posterior, slt.Batches(DATA, 8), starts, None)
+    gradient = GRADIENTS.mean(axis=0)
+    of_attention, of_output = gradient[:-12].reshape(3, 12), gradient[-12:].reshape(3, 4)
+    expected = of_attention[row].reshape(2, 1, 6)
+    np.testing.assert_allclose(found.gradient[0], expected, atol=1e-6)
+    np.testing.assert_allclose(found.gradient[1], [of_output[[row]]] * 2, atol=1e-6)
