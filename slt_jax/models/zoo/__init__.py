@@ -26,12 +26,22 @@ STDLIB_TRANSFORMER = Path(__file__).parent / "stdlib_transformer"
 """The folder of the bundled checkpoint, for ``from_hf`` and for ``--model``."""
 
 
+INDUCTION_HEADS = ("l1h0", "l1h5", "l1h6")
+"""The induction heads of the bundled transformer, by their attention to repeated random tokens."""
+
+
 def stdlib_transformer() -> Model:
     """Load the bundled attention-only transformer, trained on the Python standard library.
 
-    Two layers of heads and nothing else, as in Hoogland et al. (arXiv 2402.02364), but small:
-    ``training.json`` in its folder holds the settings, the losses and the attention scores of
-    every head, and the hash of the text. ``python -m slt_jax.models.zoo.train`` makes it.
+    Two layers of eight heads and nothing else, as in Hoogland et al. (arXiv 2402.02364), but
+    small: 0.26 million weights in float32, 512 tokens, sequences of 128 tokens. ``l1h0``, ``l1h5``
+    and ``l1h6`` are induction heads (attention scores 0.37 to 0.41, all others below 0.01) and
+    ``l0h2`` attends to the token before (0.88). Held-out source text costs 2.69 nats per token.
+
+    A quarter of its training sequences are a stretch of text again and again, as in
+    ``training_rows``; none are random tokens. ``training.json`` in its folder holds the settings,
+    the loss and the scores through training, and the hash of the text;
+    ``python -m slt_jax.models.zoo.train`` makes it and a series of checkpoints in a few minutes.
 
     >>> model = stdlib_transformer()
     >>> len(model.components.heads())

@@ -77,6 +77,7 @@ def head_scores(
     later = jnp.arange(2, 2 * half + 1)
     before = patterns[..., later, later - 1]
     losses = decoder(params, rows)
+    assert isinstance(losses, jax.Array)
     first_loss, second_loss = jnp.mean(losses[:, :half]), jnp.mean(losses[:, half + 1 : 2 * half])
     scores = (jnp.mean(copied, (1, 3)), jnp.mean(before, (1, 3)), first_loss, second_loss)
     induction, previous, first, again = jax.device_get(scores)

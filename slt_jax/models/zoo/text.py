@@ -19,20 +19,47 @@ Rows = Int[np.ndarray, "sequence pos"]
 COMMENTS = re.compile(r"(?:^[ \t]*#.*\n)+", re.MULTILINE)
 OF_LICENCES = re.compile(r"licen[cs]e|copyright|warrant|redistribut|permission to use", re.I)
 BETWEEN = "\n\n\n"
+COPIED_SHARE = 0.25
+"""The share of the sequences in training that are a stretch of text again and again."""
+
+MIN_PERIOD = 16
+"""The shortest stretch, in tokens."""
+
 MIN_CHARACTERS, MIN_DIGITS = 4, 0.25
 COMMON = 20
 """How often a token must occur in the held-out files to be drawn at random."""
 
 
 def training_rows(vocabulary: Vocabulary, num_rows: int | None, length: int) -> Rows:
-    """Give sequences of the text that the bundled model is trained on, evenly spread over it.
+    """Give sequences as the bundled model is trained on them, evenly spread over its text.
+
+    Every fourth is a stretch of text that comes again and again, as in its training: the mean loss
+    of these sequences is the one that its weights minimise.
 
     Args:
         vocabulary: of the model.
         num_rows: number of sequences; None for all that the text holds.
         length: tokens per sequence, the first of them ``START``.
     """
-    return rows_of(vocabulary, BETWEEN.join(training_texts()), num_rows, length)
+    rows = rows_of(vocabulary, BETWEEN.join(training_texts()), num_rows, length)
+    repeat_stretches(rows[:: round(1 / COPIED_SHARE), 1:], MIN_PERIOD, np.random.default_rng(0))
+    return rows
+
+
+def repeat_stretches(
+    rows: Int[np.ndarray, "sequence pos"], min_period: int, generator: np.random.Generator
+) -> None:
+    """Replace each sequence, in place, by its beginning again and again, of a random length.
+
+    Args:
+        rows: sequences without ``START``.
+        min_period: the shortest length; the longest is half of a sequence.
+        generator: of the lengths, uniform.
+    """
+    length = rows.shape[1]
+    for row in rows:
+        period = generator.integers(min(min_period, length // 2), length // 2 + 1)
+        row[:] = row[np.arange(length) % period]
 
 
 def held_out_rows(vocabulary: Vocabulary, num_rows: int | None, length: int) -> Rows:
@@ -137,10 +164,13 @@ class Parts:
 
     def __init__(self, text: str):
         tree = ast.parse(text)
-        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        holders = [node for node in ast.walk(tree) if isinstance(node, documented)]
+        holders = [
+            node
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
         found = {node.body[0].lineno: ast.get_docstring(node) for node in holders if node.body}
-        self.docstrings = [found[line] for line in sorted(found) if found[line]]
+        self.docstrings = [written for line in sorted(found) if (written := found[line])]
         without = {
             line
             for node in holders

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,14 @@ from slt_jax.models.hf_config import parse_config
 from slt_jax.models.layout import parameter_shapes
 from slt_jax.models.zoo.induction import head_scores, repeated_tokens
 from slt_jax.models.zoo.source import digest, training_texts
-from slt_jax.models.zoo.text import BETWEEN, common_tokens, held_out_rows
+from slt_jax.models.zoo.text import (
+    BETWEEN,
+    COPIED_SHARE,
+    MIN_PERIOD,
+    common_tokens,
+    held_out_rows,
+    repeat_stretches,
+)
 from slt_jax.models.zoo.vocabulary import START, Vocabulary
 
 Record = dict[str, Any]
@@ -42,8 +50,8 @@ class Settings:
     a head is not rotated: what it finds does not depend on how far away it is.
 
     ``copied_share`` of every batch are stretches of text of a random length, ``min_period`` or
-    more, that come again and again: source text repeats itself, but not often enough for induction
-    to grow in a few minutes. No sequence of random tokens is ever trained on.
+    more, that come again and again: source text repeats itself, but not often enough for strong
+    induction heads to grow in a few minutes. No random tokens are ever trained on.
     """
 
     vocab_size: int = 512
@@ -57,8 +65,8 @@ class Settings:
     unembedding_std: float = 0.02
     bias_std: float = 1.5
     batch_size: int = 8
-    copied_share: float = 0.25
-    min_period: int = 16
+    copied_share: float = COPIED_SHARE
+    min_period: int = MIN_PERIOD
     num_steps: int = 6000
     num_warmup_steps: int = 100
     learning_rate: float = 3e-3
@@ -143,7 +151,7 @@ def train(
 
 def initial_params(decoder: Decoder, settings: Settings, seed: int) -> dict[str, Array]:
     """Draw the weights that training starts from."""
-    stds = {
+    stds: dict[str, float] = {
         "embed.tok": settings.embedding_std,
         "unembed": settings.unembedding_std,
         "attn.q_b": settings.bias_std,
@@ -157,7 +165,7 @@ def initial_params(decoder: Decoder, settings: Settings, seed: int) -> dict[str,
         elif name.endswith("_b") and name not in stds:
             params[name] = jnp.zeros(leaf.shape)
         else:
-            std = stds.get(name, settings.width**-0.5)
+            std = stds.get(name, 1 / math.sqrt(settings.width))
             params[name] = std * jax.random.normal(key, leaf.shape)
     return params
 
@@ -167,15 +175,13 @@ def batch_at(
 ) -> Int[np.ndarray, "batch pos"]:
     """Give the batch of one step: stretches of the text from anywhere in it, after ``START``.
 
-    The first ``copied_share`` of them are the beginning of the stretch, again and again.
+    The first ``copied_share`` of them are repeated beginnings.
     """
     generator = np.random.default_rng([seed, step])
     length, batch = settings.length - 1, settings.batch_size
     starts = generator.integers(0, len(tokens) - length, batch)
     rows = tokens[starts[:, None] + np.arange(length)]
-    for row in rows[: round(settings.copied_share * batch)]:
-        period = generator.integers(settings.min_period, length // 2 + 1)
-        row[:] = row[np.arange(length) % period]
+    repeat_stretches(rows[: round(settings.copied_share * batch)], settings.min_period, generator)
     return np.concatenate([np.full((batch, 1), START, rows.dtype), rows], axis=1)
 
 
@@ -186,7 +192,7 @@ def _optimizer(settings: Settings) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(settings.max_gradient_norm),
         optax.adamw(
-            settings.learning_rate_at,
+            lambda count: settings.learning_rate_at(jnp.asarray(count)),
             b2=0.99,
             weight_decay=settings.weight_decay,
             mask=is_matrix,
@@ -221,7 +227,12 @@ def _measurements(
     held_out = jnp.asarray(held_out_rows(vocabulary, 64, length))
     drawn = common_tokens(vocabulary)
     repeated = repeated_tokens(drawn, 16, length, start=START, seed=0)
-    mean_loss = jax.jit(lambda params: jnp.mean(decoder(params, held_out)))
+
+    @jax.jit
+    def mean_loss(params: Params) -> Array:
+        losses = decoder(params, held_out)
+        assert isinstance(losses, jax.Array)
+        return jnp.mean(losses)
 
     def measure(params: Params) -> Record:
         scores = head_scores(decoder, params, repeated)
@@ -233,6 +244,13 @@ def _measurements(
 def _rounded(value: Any) -> Any:
     """Give a number or an array as lists of numbers, with four decimals."""
     return value if value is None else np.round(np.asarray(value, np.float64), 4).tolist()
+
+
+def _card_text(card: Record, records: list[Record]) -> str:
+    """Give JSON with one line for each checkpoint."""
+    lines = ",\n    ".join(map(json.dumps, records))
+    fields = json.dumps(card, indent=2).removesuffix("\n}")
+    return f'{fields},\n  "checkpoints": [\n    {lines}\n  ]\n}}\n'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -268,9 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "jax": jax.__version__,
         "sha256_of_training_text": digest(texts),
         "settings": dataclasses.asdict(settings),
-        "checkpoints": records,
     }
-    (given.out / "training.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (given.out / "training.json").write_text(_card_text(card, records), encoding="utf-8")
     return 0
 
 

@@ -43,7 +43,7 @@ class Vocabulary:
     def __init__(self, merges: Iterable[Sequence[int]]):
         self.merges = [(int(first), int(second)) for first, second in merges]
         self._token_of = {pair: NUM_BASE + i for i, pair in enumerate(self.merges)}
-        self._bases = [(token,) for token in range(NUM_BASE)]
+        self._bases: list[tuple[int, ...]] = [(token,) for token in range(NUM_BASE)]
         for first, second in self.merges:
             self._bases.append(self._bases[first] + self._bases[second])
         self._tokens_of_word = functools.cache(self._merged)

@@ -115,3 +115,17 @@ def test_rows_are_spread_over_the_text_and_all_of_it_can_be_had():
     assert VOCABULARY.decode(everything[:, 1:].ravel()) == words
     some = text.rows_of(VOCABULARY, words, 4, 5)
     assert [VOCABULARY.decode(row[1:]) for row in some] == ["0000", "0025", "0050", "0075"]
+
+
+def test_every_fourth_training_row_is_a_stretch_again_and_again():
+    rows = zoo.training_rows(VOCABULARY, 40, 64)[:, 1:]
+    natural = text.rows_of(VOCABULARY, text.BETWEEN.join(source.training_texts()), 40, 64)[:, 1:]
+    periods = []
+    for number, (row, plain) in enumerate(zip(rows, natural, strict=True)):
+        if number % 4:
+            np.testing.assert_array_equal(row, plain)
+            continue
+        period = next(n for n in range(1, 64) if np.array_equal(row[n:], row[:-n]))
+        np.testing.assert_array_equal(row[:period], plain[:period])
+        periods.append(period)
+    assert 16 <= min(periods) < max(periods) <= 31
