@@ -19,6 +19,7 @@ from slt_jax.minibatch import Minibatch
 from slt_jax.noise import stream_of
 from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
+from slt_jax.redefinition import note_use
 from slt_jax.restriction import Restriction
 from slt_jax.run import Execution, Health, Run, SampleOptions, Settings
 from slt_jax.start import SCHEDULE_STEPS, Start, check_feeling, schedules_of, start
@@ -48,6 +49,7 @@ def prepare(
     begun = _begin(
         posterior, kernel, batches, key, settings, components, observables, starts, survey
     )
+    note_use(posterior.loss_fn)
     return Run(
         posterior=posterior,
         kernel=kernel,

@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 
 from slt_jax._tree import path_table
 from slt_jax._types import Displacement, Params
+from slt_jax.selection import Axes, canonical_axes, describe, overlap
 
 Start: TypeAlias = Sequence[Any] | Int[Array | np.ndarray, " rank"]
 """Where a block starts, one whole number per axis of its view."""
@@ -71,22 +72,13 @@ class Block(eqx.Module):
         """The number of weights in the block."""
         return math.prod(self.size)
 
-    def canonical(self) -> tuple[str, tuple[tuple[int, int, int], ...]]:
+    def canonical(self) -> tuple[str, Axes]:
         """Describe the selected weights by (extent, start, size) per axis, views merged.
 
         Two blocks that select the same weights through different reshapes describe themselves
-        alike: an axis joins the one before it if it is taken whole, or that one only once, for then
-        the two together are cut in one piece.
+        alike.
         """
-        axes: list[tuple[int, int, int]] = []
-        for extent, start, size in zip(self.view, self._place(), self.size, strict=True):
-            if axes and (size == extent or axes[-1][2] == 1):
-                outer = axes.pop()
-                size = outer[2] * extent if size == extent else size
-                axes.append((outer[0] * extent, outer[1] * extent + start, size))
-            else:
-                axes.append((extent, start, size))
-        return self.path, tuple(axes)
+        return self.path, canonical_axes(self.view, self._place(), self.size)
 
     def at(self, start: Start) -> "Block":
         """Give the block of the same shape at another place, this one's along axes with None."""
@@ -258,8 +250,12 @@ class Restriction(eqx.Module):
 
     @property
     def selection_hash(self) -> int:
-        """A 31-bit hash of the selected weights, the same for every way of writing them."""
-        text = repr(sorted(block.canonical() for block in self.blocks))
+        """A 31-bit hash of the selected weights, the same however they are cut and reshaped."""
+        rectangles: dict[str, list[Axes]] = {}
+        for block in self.blocks:
+            path, axes = block.canonical()
+            rectangles.setdefault(path, []).append(axes)
+        text = repr(sorted((path, describe(axes)) for path, axes in rectangles.items()))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest()) & 0x7FFFFFFF
 
     def check(self, params: Params) -> None:
@@ -322,12 +318,4 @@ def _overlap(first: Block, second: Block) -> bool:
             f"blocks of {first.path!r} see it as {first.view} and {second.view}, which do not hold "
             "the same number of weights"
         )
-    taken = np.zeros(math.prod(first.view), dtype=bool)
-    taken.reshape(first.view)[_slices(first)] = True
-    return bool(taken.reshape(second.view)[_slices(second)].any())
-
-
-def _slices(block: Block) -> tuple[slice, ...]:
-    return tuple(
-        slice(start, start + size) for start, size in zip(block._place(), block.size, strict=True)
-    )
+    return overlap(first.canonical()[1], second.canonical()[1])

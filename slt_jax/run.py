@@ -1,6 +1,7 @@
 """What a sampling call takes and gives: options, execution, health, and the run."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -37,7 +38,7 @@ class Execution:
     Args:
         rows: ``"vmap"`` computes all chains at once; ``"map"`` one after the other, with results
             that do not depend on how many there are, to the bit.
-        rows_at_once: how many rows are computed together; None for all (vmap) or one (map).
+        rows_at_once: with ``rows="map"``, how many are computed together; None for one.
         steps_per_chunk: steps between two visits of the host, where progress is shown, traces are
             collected and hooks run; None for 256, or fewer where batches or statistics of so many
             would take over 256 MB.
@@ -45,6 +46,11 @@ class Execution:
             larger ones are gathered on the host, chunk by chunk, one ahead. The same batches.
         probe_cache_bytes: activations of probes below the layer that moves are computed once per
             chunk while they take up to this size in all; beyond it, at every draw.
+        profile: a folder for a profile of one chunk of draws, after everything is compiled: open it
+            with XProf (``pip install xprof; xprof <folder>``) or Perfetto. None for no profile.
+
+    Raises:
+        ValueError: a setting out of range, or ``rows_at_once`` where all rows are computed at once.
     """
 
     rows: Literal["vmap", "map"] = "vmap"
@@ -52,19 +58,25 @@ class Execution:
     steps_per_chunk: int | None = None
     device_data_bytes: int = 2**28
     probe_cache_bytes: int = 2**29
+    profile: str | os.PathLike[str] | None = None
 
     def __post_init__(self):
         if self.rows not in ("vmap", "map"):
             raise ValueError(f'rows must be "vmap" or "map", got {self.rows!r}')
         if self.rows_at_once is not None and self.rows_at_once < 1:
             raise ValueError(f"rows_at_once must be at least 1, got {self.rows_at_once}")
+        if self.rows_at_once is not None and self.rows == "vmap":
+            raise ValueError(
+                'rows="vmap" computes all rows at once: for some at a time, write '
+                f'slt.Execution(rows="map", rows_at_once={self.rows_at_once})'
+            )
         if self.steps_per_chunk is not None and self.steps_per_chunk < 1:
             raise ValueError(f"steps_per_chunk must be at least 1, got {self.steps_per_chunk}")
 
     @property
     def batch_of_rows(self) -> int | None:
         """Rows per ``lax.map`` iteration, or None for one ``vmap`` over all."""
-        return self.rows_at_once if self.rows == "vmap" else (self.rows_at_once or 1)
+        return None if self.rows == "vmap" else (self.rows_at_once or 1)
 
 
 class Progress(NamedTuple):

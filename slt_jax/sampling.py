@@ -1,6 +1,8 @@
 """The one loop: sample a posterior with a kernel, in chunks, with many chains at once."""
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Unpack
 
@@ -171,17 +173,18 @@ def _continue(
     problem = Problem(run.posterior, run.kernel, _compiled(run), run.rows, dict(run.centers))
     arrays, static = split(problem)
     arrays, ledger, carry = on_device(arrays), Ledger(run), run.carry
-    supply = _supply(run, feed, length, shape)
+    supply, profiled = _supply(run, feed, length, shape), _profiled_step(run, length)
     upcoming = next(supply, None)
     with ProgressBar(run, enabled=show) as bar:
         while upcoming is not None:
             segment, sources = upcoming
-            carry, records = run_chunk(
-                static, arrays, carry, sources, _schedule(run, segment), shape=shape
-            )
-            # Dispatch is asynchronous: the next batches are gathered while the device works.
-            upcoming = next(supply, None)
-            ledger.absorb(segment, records, carry)
+            with _profile(run.execution.profile if segment.first_step == profiled else None):
+                carry, records = run_chunk(
+                    static, arrays, carry, sources, _schedule(run, segment), shape=shape
+                )
+                # Dispatch is asynchronous: the next batches are gathered while the device works.
+                upcoming = next(supply, None)
+                ledger.absorb(segment, records, carry)
             bar.show(ledger)
             recorder.visit(ledger, carry)
             progress = _progress(ledger, carry)
@@ -189,6 +192,17 @@ def _continue(
             if any(answers):
                 break
     return recorder.finish(ledger, carry)
+
+
+def _profiled_step(run: Run, length: int) -> int:
+    """Give where the second chunk begins, or the first of draws after it: all is compiled then."""
+    segments = _segments(run, length)
+    later = (segment for segment in segments[1:] if not segment.is_burnin)
+    return next(later, segments[-1]).first_step
+
+
+def _profile(folder: str | os.PathLike[str] | None) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if folder is None else jax.profiler.trace(os.fspath(folder))
 
 
 def _feed(run: Run) -> Feed:

@@ -16,7 +16,7 @@ MAX_PATH_LINES = 1000  # of code: docstrings, comments and blank lines are free
 LAYERS = (
     ("_types", "persistence"),
     ("_tree", "storage"),  # what keeps runs knows arrays by name, and nothing of what made them
-    ("_apart",),
+    ("_apart", "selection", "redefinition"),
     ("restriction", "dataset", "minibatch", "noise", "statistics"),
     ("posterior", "data", "grouping", "flops"),
     ("kernels", "observables", "inputs", "survey", "fingerprint"),

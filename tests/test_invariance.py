@@ -140,7 +140,7 @@ def test_ways_of_computing_rows_agree_to_rounding(by_number):
 
 
 def test_rows_computed_some_at_a_time_agree_to_rounding(by_number):
-    some = sample_wide(8, slt.Execution(rows_at_once=3))
+    some = sample_wide(8, slt.Execution(rows="map", rows_at_once=3))
     everything = by_number[8, "vmap"]
     assert np.array_equal(some.traces["noise_norm"], everything.traces["noise_norm"])
     assert_close(of_chains(some, slice(None)), of_chains(everything, slice(None)), 1e-6)
@@ -157,7 +157,6 @@ def test_without_a_gradient_positions_are_the_same_to_the_bit_at_any_number():
 def test_rows_are_computed_as_asked():
     asked = {
         None: slt.Execution(),
-        3: slt.Execution(rows_at_once=3),
         1: slt.Execution(rows="map"),
         2: slt.Execution(rows="map", rows_at_once=2),
     }

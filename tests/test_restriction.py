@@ -226,6 +226,58 @@ def test_selection_hash_is_one_per_selection():
     assert all(0 <= value < 2**31 for value in hashes)
 
 
+def pieces(mask, view, generator):
+    """Cut a selection into rectangles of a view at random: rows of it, and those into pieces."""
+    found = []
+    rows = mask.reshape(-1, view[-1])
+    for number, row in enumerate(rows):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(int), [0]])))
+        for start, end in edges.reshape(-1, 2):
+            cuts = np.unique([start, end, *generator.integers(start, end + 1, 2)])
+            for first, last in itertools.pairwise(cuts):
+                place = (number, int(first))
+                found.append(slt.Block("w", (len(rows), view[-1]), (1, int(last - first)), place))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(0, NUM_RANDOM_BLOCKS, 2))
+def test_a_selection_is_the_same_however_it_is_cut(seed):
+    generator = np.random.default_rng(seed)
+    block = random_block(seed)
+    size = math.prod(block.view)
+    expected = slt.Restriction([block]).selection_hash
+    # A rectangle, and a set that is none, in which one weight is exchanged for another.
+    other = selected(block)
+    if other.any() and not other.all():
+        other[generator.choice(np.flatnonzero(other))] = False
+        other[generator.choice(np.flatnonzero(~selected(block)))] = True
+    hashes = set()
+    for width in [d for d in range(1, size + 1) if size % d == 0]:
+        cut = pieces(selected(block), (width,), generator)
+        assert slt.Restriction(cut).selection_hash == expected
+        hashes.add(slt.Restriction(pieces(other, (width,), generator)).selection_hash)
+    assert len(hashes) == 1
+    assert (hashes == {expected}) == np.array_equal(other, selected(block))
+
+
+def test_all_sets_of_a_small_leaf_have_their_own_hash():
+    generator = np.random.default_rng(0)
+    masks = [np.asarray(mask, bool) for mask in itertools.product([0, 1], repeat=8)][1:]
+    hashes = [slt.Restriction(pieces(mask, (4,), generator)).selection_hash for mask in masks]
+    assert len(set(hashes)) == 255
+
+
+def test_large_leaves_are_not_written_out():
+    """Heads of a leaf of 10¹¹ weights, split in their inputs and seen in two ways."""
+    view = (100, 8000, 128, 1000)
+    whole = slt.Block("w", view, (1, 8000, 1, 1000), (7, 0, 3, 0))
+    halves = [slt.Block("w", view, (1, 4000, 1, 1000), (7, half, 3, 0)) for half in (0, 4000)]
+    halves[1] = slt.Block("w", (200, 4000, 128, 1000), (1, 4000, 1, 1000), (15, 0, 3, 0))
+    assert slt.Restriction(halves).selection_hash == slt.Restriction([whole]).selection_hash
+    with pytest.raises(ValueError, match="overlap"):
+        slt.Restriction([whole, halves[1]])
+
+
 def test_hash_does_not_depend_on_the_order_of_blocks_or_on_the_process():
     blocks = [slt.Block("a", (4,)), slt.Block("b", (4,), (2,), (1,))]
     forward, backward = slt.Restriction(blocks), slt.Restriction(blocks[::-1])

@@ -21,6 +21,7 @@ from tests.helpers import (
     POSTERIOR,
     assert_close,
     assert_same,
+    compiled_programs,
     head,
     make_posterior,
     network_loss,
@@ -219,13 +220,39 @@ def test_traces_and_burnin_have_the_lengths_asked_for():
     ("settings", "message"),
     [
         ({"rows": "pmap"}, '"vmap" or "map"'),
-        ({"rows_at_once": 0}, "rows_at_once must be at least 1"),
+        ({"rows": "map", "rows_at_once": 0}, "rows_at_once must be at least 1"),
+        ({"rows_at_once": 3}, r'some at a time, .*Execution\(rows="map", rows_at_once=3\)'),
         ({"steps_per_chunk": 0}, "steps_per_chunk must be at least 1"),
     ],
 )
 def test_execution_is_checked(settings, message):
     with unchecked_annotations(), pytest.raises(ValueError, match=message):
         slt.Execution(**settings)
+
+
+def test_a_profile_of_one_chunk_is_written_after_compilation(tmp_path):
+    folder = tmp_path / "profile"
+    execution = slt.Execution(profile=folder, steps_per_chunk=10)
+    seen = []
+    with compiled_programs() as names:
+        slt.llc(
+            POSTERIOR,
+            KERNEL,
+            BATCHES,
+            KEY,
+            num_draws=30,
+            num_burnin_steps=20,
+            execution=execution,
+            surroundings=False,
+            hooks=[lambda progress: seen.append((progress.step, folder.exists(), len(names)))],
+            progress=False,
+        )
+    (written,) = folder.rglob("*.xplane.pb")
+    assert b"run_chunk" in written.read_bytes()
+    # Of the first chunk of draws only, which begins at step 20.
+    assert [step for step, exists, _ in seen if exists] == [30, 40, 50]
+    compiled = [count for _, _, count in seen]
+    assert compiled[0] == compiled[-1]
 
 
 def test_extending_needs_draws_and_takes_no_other_option():
