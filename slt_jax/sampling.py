@@ -43,6 +43,10 @@ def sample(
     uses fold_in of it with the step: its randomness depends on nothing else. Rows that become
     non-finite are frozen and recorded in ``run.health``; ``sample`` never raises for them.
 
+    Programs are compiled at the first call with a loss, in every process anew unless JAX keeps
+    them on disk; one line before the first call makes it:
+    ``jax.config.update("jax_compilation_cache_dir", "/a/folder/of/yours")``.
+
     Args:
         posterior: what to sample.
         kernel: ``slt.sgld(…)``, ``slt.sghmc(…)``, ``slt.sgnht(…)``, or the exact full-batch
