@@ -21,7 +21,14 @@ from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
 from slt_jax.restriction import Restriction
 from slt_jax.run import Execution, Health, Run, SampleOptions, Settings
-from slt_jax.start import SCHEDULE_STEPS, Start, check_feeling, schedules_of, start
+from slt_jax.start import (
+    SCHEDULE_STEPS,
+    Start,
+    check_centers,
+    check_feeling,
+    schedules_of,
+    start,
+)
 from slt_jax.survey import Survey, take_survey
 from slt_jax.validation import check_loss, check_settings
 
@@ -198,6 +205,7 @@ def _begin(
         num_chains=settings.num_chains,
         dispersed=settings.dispersed,
     )
+    check_centers(begun)
     check_feeling(jax.device_get(begun.feeling))
     return begun
 

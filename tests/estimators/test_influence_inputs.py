@@ -238,6 +238,13 @@ def test_examples_of_another_shape_are_refused_before_sampling():
         bif(query=None)
 
 
+def test_examples_that_are_not_finite_at_the_center_are_named_before_sampling():
+    inputs, targets = (column.copy() for column in QUERY)
+    targets[3] = np.nan
+    with pytest.raises(ValueError, match=r"'query' is not finite at w.* 1 of 12 .* of them 3"):
+        bif(query=(inputs, targets))
+
+
 def test_taken_names_and_several_components_are_refused():
     with pytest.raises(ValueError, match=r"names \['train'\] are the estimator's own"):
         bif(observables={"train": slt.LossValues(slt.Probe(TRAIN))})
