@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from slt_jax.estimators.moments import (
+from slt_jax.estimators.trace_moments import (
     Batching,
     Moments,
     Standardized,

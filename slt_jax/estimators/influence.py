@@ -68,7 +68,7 @@ def bif(
         batches: minibatches of the data whose posterior is sampled.
         key: one typed threefry key.
         query: the outputs φ: an ``slt.Probe`` or examples, for their losses; or an
-            ``slt.Observable`` that gives ``[query]`` numbers.
+            ``slt.Observable`` that gives ``[query]`` numbers, measured as ``every`` says.
         train: an ``slt.Probe`` or examples whose influence is asked for; None for all of the
             sampled data.
         normalize: let ``influence`` be the correlation instead of −Cov.
@@ -122,6 +122,11 @@ def _query(query: Any, batches: Batches, per_token: bool, every: int) -> Abstrac
         raise TypeError("query must be an slt.Probe, examples or an slt.Observable, got None")
     if not isinstance(query, AbstractObservable):
         return traced_losses(query, batches, per_token, every)
+    if query.num_fresh:
+        raise ValueError(
+            f"query must be measured on a fixed probe, {type(query).__name__} draws minibatches: "
+            "their noise would be taken for variation of the weights"
+        )
     return dataclasses.replace(query, statistic=Trace(), every=every)
 
 

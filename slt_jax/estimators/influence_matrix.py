@@ -10,8 +10,14 @@ from jaxtyping import Float
 
 from slt_jax.estimators.cross_covariance import CrossCovariance, cross_covariance
 from slt_jax.estimators.loss_traces import Rows
-from slt_jax.estimators.moments import Batching, Standardized, batching, noise_of_means, standardize
 from slt_jax.estimators.series import autocovariance_time, drift
+from slt_jax.estimators.trace_moments import (
+    Batching,
+    Standardized,
+    batching,
+    noise_of_means,
+    standardize,
+)
 
 _NUM_PROJECTIONS = 16
 _PROJECTION_SEED = 20260401

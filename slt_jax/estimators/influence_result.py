@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from slt_jax.estimators.influence_matrix import Diagnostics
 from slt_jax.estimators.influence_verdict import findings
 from slt_jax.estimators.verdict import Verdict
+from slt_jax.run import kept_in
 
 Matrix = Float[np.ndarray, "train query"]
 
@@ -173,7 +174,7 @@ class BIFResult:
             f"  nβ {self.n_beta:.4g}, γ {self.localization:.4g}",
         ]
         lines += [f"  also {finding}" for finding in self.findings[1:]]
-        return "\n".join(lines)
+        return "\n".join(lines) + kept_in(self.metadata)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, BIFResult):

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING
 
-from slt_jax.estimators.moments import MIN_BATCHES
+from slt_jax.estimators.trace_moments import MIN_BATCHES
 from slt_jax.estimators.verdict import MIN_TIMES, OK, Verdict
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from slt_jax._types import ChainKey
 from slt_jax.data import Batches
+from slt_jax.estimators.chains import component_number, live_chains
 from slt_jax.estimators.influence import bif_from
 from slt_jax.estimators.influence_result import BIFResult
 from slt_jax.estimators.loss_traces import add_observables, traced_losses
@@ -16,7 +17,7 @@ from slt_jax.estimators.trace_size import announce_traces
 from slt_jax.estimators.verdict import Verdict
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.posterior import LocalPosterior
-from slt_jax.run import Run, SampleOptions
+from slt_jax.run import Run, SampleOptions, kept_in
 from slt_jax.sampling import sample
 from slt_jax.validation import check_arguments
 
@@ -120,7 +121,7 @@ class LossKernel:
             f"loss kernel of {rows} examples, {kind} ({self.influence.num_chains} chains, "
             f"{self.influence.num_draws} draws each, τ {found.autocorrelation_time:.1f} draws; "
             f"verdict: {self.verdict})"
-        )
+        ) + kept_in(self.influence.metadata)
 
 
 def _scale(kernel: np.ndarray, num_axes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -245,6 +246,7 @@ def loss_kernel_from(
     Raises:
         ChainsDiverged, ValueError: see ``slt.bif_from``.
     """
+    live_chains(run, component_number(run, component), drop_diverged, "loss_kernel_from")
     return LossKernel(
         bif_from(
             run,

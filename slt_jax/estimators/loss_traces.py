@@ -76,7 +76,9 @@ def read_rows(run: Run, name: str, number: int, alive: np.ndarray, per_token: bo
         ValueError: no such observable, no trace of it, or values that are not rows.
     """
     observable = _traced(run, name)
-    draws = observable.statistic.finalize(run.totals[name]).value
+    estimate = run.estimate(name)
+    assert estimate is not None
+    draws = estimate.value
     is_loss = isinstance(observable, LossValues)
     if not isinstance(draws, np.ndarray) or (draws.ndim > 4 and not is_loss):
         shape = jax.tree.map(lambda leaf: leaf.shape[3:], draws)

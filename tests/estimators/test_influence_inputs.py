@@ -13,6 +13,7 @@ import pytest
 
 import slt_jax as slt
 from slt_jax.estimators.loss_traces import SequenceLosses
+from slt_jax.observables import GapPair
 from slt_jax.run import Health
 from tests.estimators.influence_regression import (
     BATCHES,
@@ -158,7 +159,7 @@ def test_too_few_draws_for_an_error():
 def test_short_runs_and_single_chains_say_so():
     found = slt.bif_from(token_run())
     assert found.verdict.name == "too short"
-    assert "the errors rest on 8 batches" in str(found)
+    assert "the errors rest on 2 batches" in str(found)
     alone = dataclasses.replace(
         run(), health=Health(np.array([[True] + [False] * 7]), np.full((1, 8), 3))
     )
@@ -174,6 +175,8 @@ def test_diverged_chains_are_refused_or_dropped_with_their_history():
     )
     with pytest.raises(slt.ChainsDiverged, match=r"slt\.bif_from.*drop_diverged=True") as caught:
         slt.bif_from(broken)
+    with pytest.raises(slt.ChainsDiverged, match=r"slt\.loss_kernel_from"):
+        slt.loss_kernel_from(broken)
     rest = slt.bif_from(caught.value.run, drop_diverged=True)
     assert (rest.num_chains, rest.num_dropped, rest.verdict.name) == (6, 2, "diverged")
     assert "2 dropped" in str(rest)
@@ -243,6 +246,11 @@ def test_examples_that_are_not_finite_at_the_center_are_named_before_sampling():
     targets[3] = np.nan
     with pytest.raises(ValueError, match=r"'query' is not finite at w.* 1 of 12 .* of them 3"):
         bif(query=(inputs, targets))
+
+
+def test_quantities_on_fresh_minibatches_are_no_query():
+    with pytest.raises(ValueError, match="GapPair draws minibatches"):
+        bif(query=GapPair())
 
 
 def test_taken_names_and_several_components_are_refused():

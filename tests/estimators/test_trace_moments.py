@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from slt_jax.estimators.cross_covariance import cross_covariance
-from slt_jax.estimators.moments import batching, between_chains, moments, standardize
+from slt_jax.estimators.trace_moments import batching, between_chains, moments, standardize
 
 RHO = 0.5
 TIME = (1 + RHO) / (1 - RHO)
