@@ -24,127 +24,31 @@ import json
 import platform
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import digits_with_copies as problem
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from digits_with_copies import NUM_COPIES, NUM_QUERIES, Digits, Examples
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
 import slt_jax as slt
-from slt_jax.quickstart import load_digits
 
-NUM_CLASSES, NUM_PIXELS, NUM_HIDDEN = 10, 64, 32
-NUM_PLAIN, NUM_COPIES, NUM_QUERIES = 600, 20, 100
-WEIGHT_DECAY, LEARNING_RATE, NUM_TRAINING_STEPS = 1e-2, 1e-2, 500
 N_BETA, LOCALIZATION, STEP_SIZE, BATCH_SIZE = 640.0, 3.0, 1e-3, 160
 NUM_CHAINS, NUM_DRAWS, NUM_BURNIN, NUM_STEPS_BW_DRAWS = 8, 3000, 2000, 20
-MODELS_AT_ONCE, NUM_BOOTSTRAPS = 20, 2000
-
-Examples = tuple[np.ndarray, np.ndarray]
-
-
-class Digits(NamedTuple):
-    """Training examples and queries; ``duplicated`` and ``relabelled`` pair originals and copies.
-
-    The last queries are the originals of the copies, duplicates first.
-    """
-
-    train: Examples
-    query: Examples
-    duplicated: np.ndarray
-    relabelled: np.ndarray
-
-
-def digits(seed: int) -> Digits:
-    """Split the digits, and add duplicates and relabelled copies to the training set."""
-    images, labels = (np.asarray(column) for column in load_digits())
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(images))
-    plain, queries = order[:NUM_PLAIN], order[NUM_PLAIN : NUM_PLAIN + NUM_QUERIES]
-    originals = np.arange(2 * NUM_COPIES)
-    wrong = (labels[plain[NUM_COPIES : 2 * NUM_COPIES]] + rng.integers(1, 10, NUM_COPIES)) % 10
-    copied = np.concatenate([labels[plain[:NUM_COPIES]], wrong])
-    train = (
-        np.concatenate([images[plain], images[plain[originals]]]),
-        np.concatenate([labels[plain], copied]).astype(np.int32),
-    )
-    asked = np.concatenate([queries, plain[originals]])
-    pairs = np.stack([originals, NUM_PLAIN + originals], axis=1)
-    return Digits(train, (images[asked], labels[asked]), pairs[:NUM_COPIES], pairs[NUM_COPIES:])
-
-
-def network(params: dict[str, Any], examples: Any) -> jax.Array:
-    """Give the logits."""
-    hidden = jnp.tanh(examples[0] @ params["first"] + params["first_bias"])
-    return hidden @ params["second"] + params["second_bias"]
-
-
-def cross_entropy(logits: jax.Array, examples: Any) -> jax.Array:
-    """Give the loss of every example in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, examples[1])
-
-
-def loss_fn(params: dict[str, Any], examples: Any) -> jax.Array:
-    """Give the loss of every example in nats."""
-    return cross_entropy(network(params, examples), examples)
-
-
-def trained(key: Any, examples: Any) -> dict[str, jax.Array]:
-    """Minimise the mean loss plus weight decay by full-batch Adam, from weights drawn by key."""
-    first, second = jax.random.split(key)
-    params = {
-        "first": jax.random.normal(first, (NUM_PIXELS, NUM_HIDDEN)) / np.float32(NUM_PIXELS**0.5),
-        "first_bias": jnp.zeros(NUM_HIDDEN),
-        "second": jax.random.normal(second, (NUM_HIDDEN, NUM_CLASSES))
-        / np.float32(NUM_HIDDEN**0.5),
-        "second_bias": jnp.zeros(NUM_CLASSES),
-    }
-    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, NUM_TRAINING_STEPS))
-
-    def objective(params: Any) -> jax.Array:
-        decay = 0.5 * WEIGHT_DECAY * optax.tree.norm(params, squared=True)
-        return loss_fn(params, examples).mean() + decay
-
-    def update(carry: Any, _: None) -> tuple[Any, None]:
-        params, state = carry
-        updates, state = optimizer.update(jax.grad(objective)(params), state)
-        return (optax.apply_updates(params, updates), state), None
-
-    (params, _), _ = jax.lax.scan(
-        update, (params, optimizer.init(params)), length=NUM_TRAINING_STEPS
-    )
-    return params
-
-
-def retrained_losses(key: Any, data: Digits, subsets: np.ndarray, num_seeds: int) -> np.ndarray:
-    """Give the loss of every query after training on each subset, ``[subset, seed, query]``."""
-    columns = jax.tree.map(jnp.asarray, data.train)
-
-    def one(packed: Any) -> jax.Array:
-        key, subset = packed
-        params = trained(key, jax.tree.map(lambda column: column[subset], columns))
-        return loss_fn(params, data.query)
-
-    # The same initial weights for every subset: differences are then those of the data.
-    keys = jnp.tile(jax.random.split(key, num_seeds), len(subsets))
-    repeated = jnp.repeat(jnp.asarray(subsets), num_seeds, axis=0)
-    losses = jax.jit(lambda packed: jax.lax.map(one, packed, batch_size=MODELS_AT_ONCE))(
-        (keys, repeated)
-    )
-    return np.asarray(losses).reshape(len(subsets), num_seeds, -1)
+NUM_BOOTSTRAPS = 2000
 
 
 def local_posterior(params: Any) -> slt.LocalPosterior:
     """Give the posterior whose mode the training seeks: weight decay and loss in proportion."""
     return slt.LocalPosterior(
-        loss_fn,
+        problem.loss_fn,
         params,
         n_beta=N_BETA,
         localization=LOCALIZATION,
-        weight_decay=N_BETA * WEIGHT_DECAY,
+        weight_decay=N_BETA * problem.WEIGHT_DECAY,
     )
 
 
@@ -173,7 +77,7 @@ def gradients(params: Any, examples: Examples) -> np.ndarray:
 
     def one(example: Any) -> jax.Array:
         single = jax.tree.map(lambda leaf: leaf[None], example)
-        return jax.grad(lambda flat: loss_fn(unravel(flat), single)[0])(flat)
+        return jax.grad(lambda flat: problem.loss_fn(unravel(flat), single)[0])(flat)
 
     return np.asarray(jax.jit(jax.vmap(one))(jax.tree.map(jnp.asarray, examples)))
 
@@ -186,7 +90,7 @@ def scores(params: Any, data: Digits, influence: slt.BIFResult) -> dict[str, np.
         local_posterior(params),
         slt.Batches(data.train, len(data.train[1])),
         query=data.query,
-        gauss_newton=slt.GaussNewton(network, cross_entropy),
+        gauss_newton=slt.GaussNewton(problem.network, problem.cross_entropy),
     )
     return {
         "BIF": -influence.derivative,
@@ -282,9 +186,22 @@ def suspicion(data: Digits, kernel: slt.LossKernel) -> dict[str, float]:
     }
 
 
+class Clock:
+    """Prints and keeps how long each part took."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.start = time.perf_counter()
+
+    def done(self, what: str) -> None:
+        now = time.perf_counter()
+        self.seconds[what], self.start = round(now - self.start, 1), now
+        print(f"{what}: {self.seconds[what]} s", flush=True)
+
+
 def study(options: argparse.Namespace) -> dict[str, Any]:
     """Run everything and give the report."""
-    data = digits(options.seed)
+    data, clock = problem.digits(options.seed), Clock()
     subset_key, train_key, chain_key = jax.random.split(
         jax.random.fold_in(jax.random.key(options.seed), int(options.tune)), 3
     )
@@ -292,39 +209,24 @@ def study(options: argparse.Namespace) -> dict[str, Any]:
     size = len(data.train[1])
     num_subsets = 20 if options.tune else options.subsets
     subsets = np.stack([rng.permutation(size)[: size // 2] for _ in range(num_subsets)])
-    seconds, start = {}, time.perf_counter()
-
-    def done(what: str) -> None:
-        nonlocal start
-        now = time.perf_counter()
-        seconds[what], start = round(now - start, 1), now
-        print(f"{what}: {seconds[what]} s", flush=True)
-
-    losses = retrained_losses(train_key, data, subsets, options.seeds)
-    done(f"training {num_subsets} × {options.seeds} networks on halves")
-    params = jax.jit(trained)(jax.random.key(options.seed + 1), data.train)
-    accuracy = np.mean(
-        np.argmax(network(params, data.query), -1)[:NUM_QUERIES] == data.query[1][:NUM_QUERIES]
-    )
-    done("training w*")
+    losses = problem.retrained_losses(train_key, data, subsets, options.seeds)
+    clock.done(f"training {num_subsets} × {options.seeds} networks on halves")
+    params = jax.jit(problem.trained)(jax.random.key(options.seed + 1), data.train)
+    clock.done("training w*")
     run = sampled(params, data, chain_key)
-    done("sampling")
+    clock.done("sampling")
     influence, kernel = slt.bif_from(run), slt.loss_kernel_from(run)
     print(influence)
-    done("BIF and loss kernel")
+    clock.done("BIF and loss kernel")
     methods = scores(params, data, influence)
-    done("damped influence and gradients")
+    clock.done("damped influence and gradients")
     ordinary = {name: score[:, :NUM_QUERIES] for name, score in methods.items()}
-    exact, estimated = methods["damped influence"], methods["BIF"]
+    exact, estimated = ordinary["damped influence"].ravel(), ordinary["BIF"].ravel()
     return {
-        "loss at w*": float(np.mean(loss_fn(params, data.train))),
-        "query loss at w*": float(np.mean(loss_fn(params, data.query)[:NUM_QUERIES])),
-        "query accuracy at w*": float(accuracy),
+        **quality(params, data),
         "query loss after retraining": float(losses[:, :, :NUM_QUERIES].mean()),
         **evaluate(ordinary, subsets, losses[:, :, :NUM_QUERIES]),
-        "correlation of BIF and damped influence": float(
-            np.corrcoef(exact[:, :NUM_QUERIES].ravel(), estimated[:, :NUM_QUERIES].ravel())[0, 1]
-        ),
+        "correlation of BIF and damped influence": float(np.corrcoef(exact, estimated)[0, 1]),
         "ranks of copies": {
             **{name: copies(data, score) for name, score in methods.items()},
             "BIF, correlation": copies(data, influence.correlation),
@@ -332,7 +234,18 @@ def study(options: argparse.Namespace) -> dict[str, Any]:
         "self-influence": suspicion(data, kernel),
         "bif": str(influence),
         "kernel": str(kernel),
-        "seconds": seconds,
+        "seconds": clock.seconds,
+    }
+
+
+def quality(params: Any, data: Digits) -> dict[str, float]:
+    """Give losses and accuracy of the network that is sampled around."""
+    queries = jax.tree.map(lambda column: column[:NUM_QUERIES], data.query)
+    chosen = np.argmax(problem.network(params, queries), axis=-1)
+    return {
+        "loss at w*": float(np.mean(problem.loss_fn(params, data.train))),
+        "query loss at w*": float(np.mean(problem.loss_fn(params, queries))),
+        "query accuracy at w*": float(np.mean(chosen == queries[1])),
     }
 
 
@@ -398,7 +311,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tune", action="store_true", help="20 other halves, nothing written")
     options = parser.parse_args()
-    settings = {name: value for name, value in globals().items() if name.isupper()}
+    named = vars(problem) | globals()
+    settings = {name: value for name, value in named.items() if name.isupper()}
     report = {
         "subsets": options.subsets,
         "seeds": options.seeds,

@@ -20,13 +20,13 @@ Matrix = Float[np.ndarray, "row other"]
 class CrossCovariance(NamedTuple):
     """What two sets of traces share, each ``[row, other]``, NaN where a trace never changes.
 
-    ``covariance`` and ``between`` (its part between chains) are in units of the traces,
+    ``covariance`` and ``between_covariance`` are in units of the traces,
     correlations are dimensionless; ``*_error`` are standard errors.
     """
 
     covariance: Matrix
     covariance_error: Matrix
-    between: Matrix
+    between_covariance: Matrix
     correlation: Matrix
     correlation_error: Matrix
     partial_correlation: Matrix
@@ -73,7 +73,7 @@ def cross_covariance(
     return CrossCovariance(
         covariance=scale * whole.xy,
         covariance_error=scale * covariance,
-        between=scale * between_chains(x, y),
+        between_covariance=scale * between_chains(x, y),
         correlation=known * whole.xy,
         correlation_error=known * correlation,
         partial_correlation=known * partial.correlation,

@@ -169,12 +169,10 @@ def bif_from(
     rows = read_rows(run, train, number, alive, per_token)
     queries = rows if train == query else read_rows(run, query, number, alive, per_token)
     _check_rows(train, rows, query, queries)
-    every = _interval(run, train, query)
-    weights = draw_weights(run, number, alive)[::every][: rows.values.shape[1]]
     matrices = influence_matrix(
         rows,
         queries,
-        weights,
+        _weights(run, number, alive, train, query)[: rows.values.shape[1]],
         independent=are_independent(run),
         symmetric=train == query,
         out=None if out is None else Path(out),
@@ -182,22 +180,29 @@ def bif_from(
     )
     entries = matrices.entries._asdict()
     return BIFResult(
-        **{"between_covariance" if name == "between" else name: m for name, m in entries.items()},
-        train_sequence=rows.sequence,
-        train_position=rows.position,
-        query_sequence=queries.sequence,
-        query_position=queries.position,
+        **entries,
+        **_labels(rows, queries, alive),
         self_row=own_rows(run, train, query, rows, queries),
         weight_factor=_weight_factor(run, rows),
         normalized=normalize,
-        num_chains=rows.values.shape[0],
-        num_draws=rows.values.shape[1],
-        num_dropped=int((~alive).sum()),
         n_beta=float(run.posterior.n_beta),
         localization=float(run.posterior.localization),
         diagnostics=matrices.diagnostics,
-        metadata=dict(run.metadata) | {"every": every},
+        metadata=dict(run.metadata) | {"every": run.observables[train].every},
     )
+
+
+def _labels(rows: Rows, queries: Rows, alive: np.ndarray) -> dict[str, Any]:
+    """Give what the result says of its rows and columns, chains and draws."""
+    return {
+        "train_sequence": rows.sequence,
+        "train_position": rows.position,
+        "query_sequence": queries.sequence,
+        "query_position": queries.position,
+        "num_chains": rows.values.shape[0],
+        "num_draws": rows.values.shape[1],
+        "num_dropped": int((~alive).sum()),
+    }
 
 
 def _check_rows(train: str, rows: Rows, query: str, queries: Rows) -> None:
@@ -223,14 +228,15 @@ def _check_rows(train: str, rows: Rows, query: str, queries: Rows) -> None:
         )
 
 
-def _interval(run: Run, train: str, query: str) -> int:
+def _weights(run: Run, number: int, alive: np.ndarray, train: str, query: str) -> np.ndarray:
+    """Give the weights of the draws at which both were measured."""
     first, second = run.observables[train].every, run.observables[query].every
     if first != second:
         raise ValueError(
             f"{train!r} is measured every {first} draws and {query!r} every {second}: a covariance "
             "needs both at the same draws"
         )
-    return first
+    return draw_weights(run, number, alive)[::first]
 
 
 def _weight_factor(run: Run, rows: Rows) -> np.ndarray:

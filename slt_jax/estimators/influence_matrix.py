@@ -96,20 +96,27 @@ def influence_matrix(
             mirrored = symmetric and not same
             _write(entries, block, rows, columns, mirrored)
             resolved += _count_resolved(block) * (2 if mirrored else 1)
-    moved = drift(total.mean(axis=0))
-    deviation = max(float(common.deviation[0]), np.finfo(np.float64).tiny)
     return Matrices(
         entries,
         Diagnostics(
             autocorrelation_time=time,
-            num_batches=batches.counted(train.values.shape[0]),
-            **chains.summary(train.values.shape[0], batches),
-            drift_share=(moved.change / deviation) ** 2 / 12,
-            drift_ratio=abs(moved.change) / max(moved.standard_error, np.finfo(np.float64).tiny),
+            num_batches=batches.counted(len(total)),
+            **chains.summary(len(total), batches),
+            **_drift(total, float(common.deviation[0])),
             resolved=resolved / (len(train) * len(query)),
             num_constant=num_constant,
         ),
     )
+
+
+def _drift(total: np.ndarray, deviation: float) -> dict[str, float]:
+    """Give the part of a linear drift in the variance of a trace, and its size in errors."""
+    tiny = np.finfo(np.float64).tiny
+    moved = drift(total.mean(axis=0))
+    return {
+        "drift_share": (moved.change / max(deviation, tiny)) ** 2 / 12,
+        "drift_ratio": abs(moved.change) / max(moved.standard_error, tiny),
+    }
 
 
 def _overview(

@@ -48,7 +48,7 @@ def test_short_chains_give_the_whole_covariance():
 
 
 def test_nothing_is_left_between_chains_of_one_law():
-    draws = np.stack([e.between for e in estimates(4, 100, by_chain=True)])
+    draws = np.stack([e.between_covariance for e in estimates(4, 100, by_chain=True)])
     error = draws.std(axis=0) / np.sqrt(NUM_REPLICAS)
     assert np.max(np.abs(draws.mean(axis=0)) / error) < 4.5
 
