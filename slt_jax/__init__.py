@@ -6,9 +6,17 @@ from slt_jax.data import Batches as Batches
 from slt_jax.data import Probe as Probe
 from slt_jax.data import default_n_beta as default_n_beta
 from slt_jax.data import epoch_order as epoch_order
+from slt_jax.estimators.damped_influence import GaussNewton as GaussNewton
+from slt_jax.estimators.damped_influence import damped_influence as damped_influence
 from slt_jax.estimators.difference import LLCDifference as LLCDifference
+from slt_jax.estimators.influence import bif as bif
+from slt_jax.estimators.influence import bif_from as bif_from
+from slt_jax.estimators.influence_result import BIFResult as BIFResult
 from slt_jax.estimators.llc import llc as llc
 from slt_jax.estimators.llc import llc_from as llc_from
+from slt_jax.estimators.loss_kernel import LossKernel as LossKernel
+from slt_jax.estimators.loss_kernel import loss_kernel as loss_kernel
+from slt_jax.estimators.loss_kernel import loss_kernel_from as loss_kernel_from
 from slt_jax.estimators.result import LLCResult as LLCResult
 from slt_jax.estimators.verdict import Verdict as Verdict
 from slt_jax.kernels import AbstractKernel as AbstractKernel

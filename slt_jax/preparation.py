@@ -22,7 +22,14 @@ from slt_jax.posterior import LocalPosterior
 from slt_jax.redefinition import note_use
 from slt_jax.restriction import Restriction
 from slt_jax.run import Execution, Health, Run, SampleOptions, Settings
-from slt_jax.start import SCHEDULE_STEPS, Start, check_feeling, schedules_of, start
+from slt_jax.start import (
+    SCHEDULE_STEPS,
+    Start,
+    check_centers,
+    check_feeling,
+    schedules_of,
+    start,
+)
 from slt_jax.survey import Survey, take_survey
 from slt_jax.validation import check_loss, check_settings
 
@@ -200,6 +207,7 @@ def _begin(
         num_chains=settings.num_chains,
         dispersed=settings.dispersed,
     )
+    check_centers(begun)
     check_feeling(jax.device_get(begun.feeling))
     return begun
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from slt_jax._tree import Static, inner, is_array, join
-from slt_jax._types import ChainKey, Displacement, Scalar
+from slt_jax._tree import Static, all_finite, inner, is_array, join
+from slt_jax._types import ChainKey, Displacement, Flag, Scalar
 from slt_jax.carry import Carry, Rows
 from slt_jax.fingerprint import checksums
 from slt_jax.kernels.base import AbstractKernel, Info
@@ -49,6 +49,7 @@ class Start(NamedTuple):
     rows: Rows
     carry: Carry
     centers: dict[str, Any]
+    finite_centers: dict[str, Flag]
     feeling: Feeling
     checksums: Array
     schedules: list[Array]
@@ -102,7 +103,8 @@ def start(
     sums = checksums([leaf for leaf in jax.tree.leaves(named) if is_array(leaf)])
     carry = _carry(jax.vmap(init)(rows), rows, observables, centers)
     values = [_values(schedule) for schedule in schedules_of(kernel)]
-    return Start(rows, carry, centers, feelings, sums, values)
+    finite = {name: all_finite(center) for name, center in centers.items()}
+    return Start(rows, carry, centers, finite, feelings, sums, values)
 
 
 def schedules_of(kernel: AbstractKernel) -> list[Callable[[Any], Any]]:
@@ -223,6 +225,26 @@ def _feel_at(
     assert batch.center is not None
     scale = jnp.max(jnp.abs(batch.center.losses)).astype(jnp.float32)
     return Feeling(change, integral, size, scale), curvature
+
+
+def check_centers(begun: Start) -> None:
+    """Refuse observables that are not finite at w*: nothing relative to them would be, either.
+
+    Raises:
+        ValueError: which observable, and which entries of its leading axis.
+    """
+    for name, finite in jax.device_get(begun.finite_centers).items():
+        if finite:
+            continue
+        leaves = jax.device_get(jax.tree.leaves(begun.centers[name]))
+        leaf = next(np.atleast_1d(leaf) for leaf in leaves if not np.isfinite(leaf).all())
+        bad = np.flatnonzero(~np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1))
+        raise ValueError(
+            f"observable {name!r} is not finite at w* for {bad.size} of {len(leaf)} entries, the "
+            f"first of them {bad[0]}. Look at these examples (token ids outside the vocabulary "
+            "give NaN); where nothing is predicted the loss must be finite all the same, with "
+            "weight 0"
+        )
 
 
 def check_feeling(feeling: Feeling) -> None:

@@ -132,7 +132,8 @@ class Trace(AbstractStatistic):
 
     def finalize(self, total):
         values = self.series(total)
-        errors = jax.tree.map(lambda leaf: np.full(leaf.shape, np.nan), values)
+        # A view of one number: an array of NaN would take twice the memory of the traces.
+        errors = jax.tree.map(lambda leaf: np.broadcast_to(np.nan, leaf.shape), values)
         return Estimate(values, errors, len(total))
 
 

@@ -9,6 +9,12 @@ import numpy as np
 from slt_jax._types import ChainKey, host_float
 from slt_jax.data import Batches, Probe
 from slt_jax.estimators.budget import budget
+from slt_jax.estimators.chains import (
+    are_independent,
+    component_number,
+    draw_weights,
+    live_chains,
+)
 from slt_jax.estimators.convergence import convergence
 from slt_jax.estimators.fluctuation import EVALUATION, EXAMPLES, PAIR, ExampleLosses, fluctuations
 from slt_jax.estimators.result import LLCResult
@@ -21,7 +27,7 @@ from slt_jax.estimators.surroundings import look_around
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.observables import GapPair, MeanLoss
 from slt_jax.posterior import LocalPosterior
-from slt_jax.run import ChainsDiverged, Run, SampleOptions
+from slt_jax.run import Run, SampleOptions
 from slt_jax.sampling import sample
 
 _CLOSEST_PAIRS = 4
@@ -133,8 +139,8 @@ def llc_from(
         ValueError: a run without draws, an unknown component, or dependent batches without an
             evaluation set.
     """
-    number = _component_number(run, component)
-    alive = _alive(run, number, drop_diverged)
+    number = component_number(run, component)
+    alive = live_chains(run, number, drop_diverged, "llc_from")
     gap, weights = _gap(run, number, alive)
     n_beta = host_float(run.posterior.n_beta)
     around = None
@@ -175,37 +181,11 @@ def _settings(run: Run, n_beta: float) -> dict[str, Any]:
         "effective_curvature": precision / n_beta if n_beta else math.inf,
         "num_params": run.posterior.restriction.num_params,
         "adjusted": run.kernel.adjusted,
-        "independent_chains": _independent(run),
-        "comparable_starts": run.settings.dispersed and _independent(run),
+        "independent_chains": are_independent(run),
+        "comparable_starts": run.settings.dispersed and are_independent(run),
         "adapting": _adapting(run),
         "metadata": dict(run.metadata) | {"num_draws": run.num_draws},
     }
-
-
-def _component_number(run: Run, component: str | None) -> int:
-    names = list(run.components)
-    if run.num_draws == 0:
-        raise ValueError("the run has no draws: it was stopped during burn-in")
-    if component is None:
-        if len(names) > 1:
-            raise ValueError(f"the run has {len(names)} components: name one of {names}")
-        return 0
-    if component not in names:
-        raise ValueError(f"unknown component {component!r}: the run has {names}")
-    return names.index(component)
-
-
-def _alive(run: Run, number: int, drop_diverged: bool) -> np.ndarray:
-    alive = run.health.alive[number]
-    if not alive.all() and not drop_diverged:
-        raise ChainsDiverged(
-            f"{run.health}: an average over them is not an estimate. Lower the step size, raise "
-            "the localization, or go on without them: slt.llc_from(error.run, drop_diverged=True)",
-            run,
-        )
-    if not alive.any():
-        raise ChainsDiverged(f"{run.health}: no chain is left to estimate from", run)
-    return alive
 
 
 class _Gap(NamedTuple):
@@ -215,7 +195,7 @@ class _Gap(NamedTuple):
 
 def _gap(run: Run, number: int, alive: np.ndarray) -> _Gap:
     """Give the gap that the estimate rests on, ``[chain, draw]``, and the draws' weights."""
-    weights = run.traces["weight"][number][alive].mean(axis=0).astype(np.float64)
+    weights = draw_weights(run, number, alive)
     if EVALUATION in run.totals:
         estimate = run.observables[EVALUATION].statistic.finalize(run.totals[EVALUATION])
         return _Gap(np.asarray(estimate.value, np.float64)[number][alive], weights)
@@ -225,11 +205,6 @@ def _gap(run: Run, number: int, alive: np.ndarray) -> _Gap:
             "slt.llc with evaluation=slt.Probe(examples), or uniform batches"
         )
     return _Gap(run.traces["gap"][number][alive].astype(np.float64), weights)
-
-
-def _independent(run: Run) -> bool:
-    """Tell whether chains share nothing but w*: no minibatches."""
-    return run.batches.per_chain or run.kernel.full_batch
 
 
 def _adapting(run: Run) -> bool:
@@ -245,7 +220,7 @@ def _weighted(gap: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _errors(gap: np.ndarray, weights: np.ndarray, n_beta: float, run: Run) -> dict[str, float]:
     weighted = _weighted(gap, weights)
-    error = mean_error(weighted, _independent(run))
+    error = mean_error(weighted, are_independent(run))
     checked = convergence(gap)
     squared = error.standard_error**2
     ess = float(gap.var()) / squared if squared > 0 else math.nan
