@@ -40,6 +40,7 @@ from slt_jax.observables import MeanLoss as MeanLoss
 from slt_jax.observables import Observable as Observable
 from slt_jax.observables import Positions as Positions
 from slt_jax.persistence import StoreDamaged as StoreDamaged
+from slt_jax.persistence import StoreIncomplete as StoreIncomplete
 from slt_jax.persistence import StoreMismatch as StoreMismatch
 from slt_jax.posterior import LocalPosterior as LocalPosterior
 from slt_jax.recording import NotStored as NotStored
@@ -53,6 +54,8 @@ from slt_jax.run import Run as Run
 from slt_jax.run import SampleOptions as SampleOptions
 from slt_jax.sampling import extend as extend
 from slt_jax.sampling import sample as sample
+from slt_jax.saving import load as load
+from slt_jax.saving import save as save
 from slt_jax.statistics import Covariance as Covariance
 from slt_jax.statistics import Mean as Mean
 from slt_jax.statistics import Trace as Trace

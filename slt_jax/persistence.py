@@ -19,6 +19,10 @@ class StoreDamaged(ValueError):
     """Raised when a store cannot be read, and what was in it cannot be made out."""
 
 
+class StoreIncomplete(ValueError):
+    """Raised when a result is asked of a store whose runs have not come to their end."""
+
+
 class Identity(NamedTuple):
     """What a run was made from: two runs of equal identity have equal numbers.
 
@@ -114,4 +118,8 @@ class AbstractStore(Protocol):
 
     def record(self, identity: Identity, layout: Layout) -> AbstractContextManager[Recording]:
         """Open the place for a run; refuse if it holds another."""
+        ...
+
+    def keep(self, kind: str, tree: Any) -> None:
+        """Take in the result that rests on the runs: the name of its class and its tree."""
         ...

@@ -23,15 +23,17 @@ _TOLERANCE = 1e-3
 
 
 class NotStored(OSError):
-    """Raised when a run can no longer be written to its store, as on a full disk.
+    """Raised when a run or a result cannot be written to its store, as on a full disk.
 
     ``run`` is the run so far, so that nothing is lost: ``slt.extend(error.run, …)`` goes on from
-    it, ``slt.llc_from(error.run)`` estimates from it. What was stored before stays as it was.
+    it, ``slt.llc_from(error.run)`` estimates from it. Where a result could not be written, it is
+    ``result``. What was stored before stays as it was.
     """
 
-    def __init__(self, message: str, run: Run):
+    def __init__(self, message: str, run: Run | None = None, result: Any = None):
         super().__init__(message)
         self.run = run
+        self.result = result
 
 
 def check_store(store: Any) -> None:
@@ -48,6 +50,20 @@ def recorded(store: AbstractStore | None, run: Run) -> Iterator["Recorder"]:
         return
     with store.record(identity_of(run), _layout(run)) as recording:
         yield Recorder(recording, run, recording.resume())
+
+
+def keep(store: AbstractStore | None, result: Any) -> Any:
+    """Give the result back, written to the store of the runs that it rests on, if there is one.
+
+    Raises:
+        NotStored: it could not be written.
+    """
+    if store is not None:
+        try:
+            store.keep(type(result).__name__, result.to_tree())
+        except OSError as error:
+            raise NotStored(str(error), result=result) from error
+    return result
 
 
 class Recorder:

@@ -27,6 +27,7 @@ from slt_jax.estimators.surroundings import look_around
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.observables import GapPair, MeanLoss
 from slt_jax.posterior import LocalPosterior
+from slt_jax.recording import keep
 from slt_jax.run import Run, SampleOptions
 from slt_jax.sampling import sample
 
@@ -98,9 +99,10 @@ def llc(
     own = _observables(kernel, evaluation, options)
     options["observables"] = dict(options.get("observables") or {}) | own
     run = sample(posterior, kernel, batches, key, **options)
-    return llc_from(
+    result = llc_from(
         run, data_refined=data_refined, drop_diverged=drop_diverged, surroundings=surroundings
     )
+    return keep(options.get("store"), result)
 
 
 def _observables(kernel: AbstractKernel, evaluation: Probe | None, options: Any) -> dict[str, Any]:
@@ -165,7 +167,7 @@ def llc_from(
         signal_error=_signal_error(merged, mean),
         num_dropped=int((~alive).sum()),
         data_refined=data_refined,
-        run=run,
+        source=run,
         **merged,
     )
 

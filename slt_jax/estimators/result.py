@@ -1,6 +1,7 @@
 """The result of a local learning coefficient estimate, and how it prints and exports."""
 
 import dataclasses
+import json
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +28,7 @@ class BiasBudget(NamedTuple):
     anchor: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class LLCResult:
     """A local learning coefficient, its error, and everything that speaks for or against it.
 
@@ -63,7 +64,6 @@ class LLCResult:
         data_refined: whether w* was trained on other data, so that a gradient at it is expected.
         num_dropped: chains left out because they became non-finite.
         adapting: whether the metric still changed, so that control and biases are approximate.
-        run: what the estimate rests on; extend it with ``slt.extend(result.run, …)``.
         findings: all findings, gravest first.
     """
 
@@ -112,7 +112,21 @@ class LLCResult:
     independent_chains: bool
     comparable_starts: bool
     metadata: dict[str, Any]
-    run: Run = dataclasses.field(repr=False)
+    source: Run | None = dataclasses.field(repr=False, default=None)
+
+    @property
+    def run(self) -> Run:
+        """What the estimate rests on; extend it with ``slt.extend(result.run, …)``.
+
+        Raises:
+            ValueError: the result was read from a file, which does not hold it.
+        """
+        if self.source is None:
+            raise ValueError(
+                "this result was read from a file, which holds no weights, data or code: make the "
+                "call that it came from again; with store=slt.Store(path) nothing is sampled twice"
+            )
+        return self.source
 
     @property
     def num_chains(self) -> int:
@@ -186,7 +200,7 @@ class LLCResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain numbers, strings and lists, for JSON or an experiment tracker."""
-        skipped = {"gap", "draw_weights", "per_chain", "bias", "metadata", "run"}
+        skipped = {"gap", "draw_weights", "per_chain", "bias", "metadata", "source"}
         values = {
             field.name: _plain(getattr(self, field.name))
             for field in dataclasses.fields(self)
@@ -233,7 +247,66 @@ class LLCResult:
             attributes | {"verdict": str(self.verdict)},
         )
 
+    def to_tree(self) -> Any:
+        """Give an ``xarray.DataTree``, for a file.
 
+        Law: ``LLCResult.from_tree(result.to_tree()) == result``.
+        """
+        import xarray
+
+        variables: dict[str, Any] = {
+            name: ((), getattr(self, name), {"units": _UNITS.get(name, "1")}) for name in _NUMBERS
+        }
+        for name, value in self.bias._asdict().items():
+            variables[f"{name}_bias"] = ((), value, {"units": "1"})
+        for name, (dimensions, unit) in _ARRAYS.items():
+            variables[name] = (dimensions, getattr(self, name), {"units": unit})
+        variables["loss_trace"] = (_ARRAYS["gap"][0], self.init_loss + self.gap, {"units": "nats"})
+        attributes = {"verdict": str(self.verdict), "metadata": json.dumps(self.metadata)}
+        return xarray.DataTree(xarray.Dataset(variables, attrs=attributes))
+
+    @classmethod
+    def from_tree(cls, tree: Any) -> "LLCResult":
+        """Give back the result that ``to_tree`` gave, without its run.
+
+        Raises:
+            ValueError: a tree of something else.
+        """
+        data = tree.to_dataset()
+        biases = [f"{name}_bias" for name in BiasBudget._fields]
+        missing = {*_NUMBERS, *_ARRAYS, *biases} - set(data.variables)
+        if missing:
+            raise ValueError(f"not the tree of an LLCResult: it lacks {sorted(missing)}")
+        return cls(
+            bias=BiasBudget(*(data[name].item() for name in biases)),
+            metadata=json.loads(data.attrs["metadata"]),
+            **{name: data[name].item() for name in _NUMBERS},
+            **{name: data[name].values for name in _ARRAYS},
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether all numbers and settings are equal, wherever the results came from."""
+        if not isinstance(other, LLCResult):
+            return NotImplemented
+        arrays = (*_NUMBERS, *_ARRAYS, "bias")
+        return dict(self.metadata) == dict(other.metadata) and all(
+            np.array_equal(getattr(self, name), getattr(other, name), equal_nan=True)
+            for name in arrays
+        )
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+_ARRAYS = {
+    "per_chain": ("chain", "1"),
+    "gap": (("chain", "draw"), "nats"),
+    "draw_weights": ("draw", "1"),
+}
+_NUMBERS = tuple(
+    field.name
+    for field in dataclasses.fields(LLCResult)
+    if field.name not in (*_ARRAYS, "bias", "metadata", "source")
+)
 _UNITS = {
     "init_loss": "nats",
     "wbic": "nats",

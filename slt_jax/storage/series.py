@@ -53,7 +53,7 @@ class SeriesLog:
         for name, (length, digest) in ends.items():
             try:
                 found[name] = self.arrays[name][:, :, :length]
-            except (KeyError, OSError, ValueError) as error:
+            except (KeyError, OSError, ValueError, RuntimeError) as error:
                 raise StoreDamaged(f"series {name} cannot be read: {error}") from error
             self._lengths[name], self._digests[name] = 0, _new_digest()
             self._take_in(name, found[name])

@@ -1,10 +1,12 @@
 """One process's work on a store: taking a run up, keeping it, and marking it as complete."""
 
 import math
+import shutil
 import sys
 import time
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,32 +31,29 @@ class Session:
         identity: what the run is made from.
         layout: what the run will hold.
         notice: whether the process was asked to end.
-        every_draws: make a checkpoint after so many draws.
-        every_minutes: make a checkpoint after so much time.
     """
 
-    def __init__(
-        self,
-        root: Root,
-        identity: Identity,
-        layout: Layout,
-        notice: Notice,
-        every_draws: int | None,
-        every_minutes: float | None,
-    ):
+    outdates: tuple[Path, ...] = ()
+    """Results that are not those of the store any more once the run goes on."""
+
+    def __init__(self, root: Root, identity: Identity, layout: Layout, notice: Notice):
         self.root = root
         self.identity = identity
         self.layout = layout
         self.notice = notice
         self.checkpoints = Checkpoints(root.path / "checkpoints")
-        self.interval_steps = (every_draws or math.inf) * layout.num_steps_bw_draws
-        self.interval_seconds = math.inf if every_minutes is None else 60 * every_minutes
+        self.interval_steps = self.interval_seconds = math.inf
         self.remark = str(root.path)
         self._log: SeriesLog
         self._waiting: list[Mapping[str, np.ndarray]] = []
         self._is_writing = False
         self._appended_at = self._saved_at = time.monotonic()
         self._saved_step = 0
+
+    def schedule(self, every_draws: int | None, every_minutes: float | None) -> None:
+        """Let a checkpoint be due after so many draws or so much time."""
+        self.interval_steps = (every_draws or math.inf) * self.layout.num_steps_bw_draws
+        self.interval_seconds = math.inf if every_minutes is None else 60 * every_minutes
 
     @property
     def terminating(self) -> bool:
@@ -181,6 +180,8 @@ class Session:
                 num_steps=self.layout.num_steps,
                 sessions=[*sessions, own],
             )
+            for result in self.outdates:
+                shutil.rmtree(result, ignore_errors=True)
             self._is_writing = True
         names = dict.fromkeys(name for series in self._waiting for name in series)
         for name in names:

@@ -5,12 +5,17 @@ import os
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from slt_jax.persistence import Identity, Layout
 from slt_jax.storage.files import locked, require, writing
+from slt_jax.storage.results import describe_result, is_result, write_result
 from slt_jax.storage.root import Root
 from slt_jax.storage.session import Session
 from slt_jax.storage.termination import notice_of_termination
+
+RESULT = "result.zarr"
+_RUNS = "runs"
 
 
 class Store:
@@ -52,6 +57,7 @@ class Store:
         self.path = Path(path)
         self.every_draws = every_draws
         self.every_minutes = every_minutes
+        self._around: tuple[Path, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -64,8 +70,17 @@ class Store:
 
     @property
     def status(self) -> str:
-        """What is in the store: nothing, or how far its run is."""
-        return Root(self.path).status
+        """What is in the store: nothing, how far its runs are, or whose result it holds."""
+        if is_result(self.path / RESULT):
+            kind, made = describe_result(self.path / RESULT)
+            return f"complete: {kind}, made {made}"
+        if Root(self.path).exists:
+            return Root(self.path).status
+        inner = [Root(path).status for path in sorted((self.path / _RUNS).glob("*"))]
+        if not inner:
+            return "empty"
+        done = sum(status.startswith("complete") for status in inner)
+        return f"incomplete: {len(inner)} runs begun, {done} of them complete"
 
     def within(self, name: str) -> "Store":
         """Give the store, inside this one, of one of several runs.
@@ -73,8 +88,24 @@ class Store:
         Args:
             name: of the run, as ``"l0h1"``.
         """
-        folder = self.path / "runs" / urllib.parse.quote(name, safe=" ")
-        return Store(folder, every_draws=self.every_draws, every_minutes=self.every_minutes)
+        folder = self.path / _RUNS / urllib.parse.quote(name, safe=" ")
+        inner = Store(folder, every_draws=self.every_draws, every_minutes=self.every_minutes)
+        inner._around = (*self._around, self.path)
+        return inner
+
+    def keep(self, kind: str, tree: Any) -> None:
+        """Write the result of the runs in the store; the estimators do.
+
+        Args:
+            kind: the name of its class.
+            tree: an ``xarray.DataTree``.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with writing(self.path, "The runs it rests on are kept."):
+            self.path.mkdir(parents=True, exist_ok=True)
+        write_result(self.path / RESULT, kind, tree)
 
     @contextlib.contextmanager
     def record(self, identity: Identity, layout: Layout) -> Iterator[Session]:
@@ -92,4 +123,8 @@ class Store:
         with locked(self.path), notice_of_termination() as notice:
             root = Root(self.path)
             root.open(identity, layout)
-            yield Session(root, identity, layout, notice, self.every_draws, self.every_minutes)
+            session = Session(root, identity, layout, notice)
+            session.schedule(self.every_draws, self.every_minutes)
+            # What rests on fewer draws than there will be is no longer the store's result.
+            session.outdates = tuple(path / RESULT for path in (*self._around, self.path))
+            yield session
