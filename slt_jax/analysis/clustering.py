@@ -43,7 +43,7 @@ def conductance_clusters(graph: Graph, seed: int = 0, search: Search | None = No
 
     In rounds: seeds are drawn at random from the nodes that are in no cluster and have not been
     tried. From each grows a candidate, the ``local_cut`` of its personalised PageRank (Andersen,
-    Chung and Lang, FOCS 2006); seeds inside a candidate of the same round are skipped. The candidates
+    Chung and Lang, FOCS 2006); seeds inside a candidate of the same round are skipped. Candidates
     become clusters in order of conductance, unless they share nodes with one that did, and their
     nodes leave the graph. Most tokens usually belong to no cluster: they are the main body.
 

@@ -6,7 +6,14 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float, Int
 
-from slt_jax.analysis.standardization import ERRORS, GAP, VALUES, as_dataset
+from slt_jax.analysis.standardization import (
+    DIRECTION,
+    ERRORS,
+    SHARED,
+    VALUES,
+    as_dataset,
+    own_variance,
+)
 
 AXIS = "principal_component"
 
@@ -25,10 +32,9 @@ def principal_components(
     positive. Structural Inference (Baker et al., arXiv 2504.18274, section 4) reads circuits off
     the loadings.
 
-    A caution (the two-chain estimator of How to Scale Susceptibilities, Timaeus 2026): the error in
-    the full chain's mean loss on a token enters every component times its mean gap E_C[g]. That is
-    a rank-one pattern of pure noise, and looks like a leading principal component whose loadings
-    are correlated with ``mean_gap``.
+    A caution: the error that tokens share across components (see ``as_dataset``) is a rank-one
+    pattern of pure noise. It looks like a leading principal component, whose loadings are
+    correlated with the components' mean gaps E_C[g].
 
     Args:
         response: (component, token), as ``chi.to_xarray()`` gives it, usually after
@@ -44,10 +50,11 @@ def principal_components(
           ``explained_variance_ratio``, its part of the variance of all directions;
         - ``mean`` (component), what was subtracted;
         - with ``standard_error`` in the input: ``score_error`` (principal_component, token), as if
-          components were independent and loadings exact, and ``noise_ratio``, the part of the
-          explained variance that the errors alone would give;
-        - with ``mean_gap``: ``gap_correlation`` (principal_component), Pearson's correlation of the
-          loadings with it over the components, NaN if either is constant.
+          loadings were exact and components independent but for the shared error, and
+          ``noise_ratio``, the part of the explained variance that the errors alone would give;
+        - with the mean gaps E_C[g] (``observable_mean``): ``gap_correlation``
+          (principal_component), Pearson's correlation of the loadings, over the components, with
+          the mean gaps as standardised; NaN if either is constant.
 
     Raises:
         ValueError: more directions than the matrix can have, or a matrix ``as_dataset`` refuses.
@@ -82,9 +89,9 @@ def principal_components(
         "mean": ("component", mean),
     }
     if ERRORS in dataset:
-        result |= _noise(dataset[ERRORS].values, loadings, explained)
-    if GAP in dataset:
-        result["gap_correlation"] = (AXIS, _correlations(loadings, dataset[GAP].values))
+        result |= _noise(dataset, loadings, explained)
+    if DIRECTION in dataset:
+        result["gap_correlation"] = (AXIS, _correlations(loadings, dataset[DIRECTION].values))
     return xr.Dataset(result, coords={**dataset.coords, AXIS: np.arange(1, num_components + 1)})
 
 
@@ -171,11 +178,13 @@ def _scatter(
 
 
 def _noise(
-    errors: Float[np.ndarray, "component token"],
+    dataset: xr.Dataset,
     loadings: Float[np.ndarray, "component principal"],
     explained: Float[np.ndarray, " principal"],
 ) -> dict[str, Any]:
-    variance = (loadings**2).T @ errors**2
+    variance = (loadings**2).T @ own_variance(dataset).values
+    if SHARED in dataset:
+        variance += (loadings.T @ dataset[SHARED].values) ** 2
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = variance.mean(axis=1) / explained
     return {"score_error": ((AXIS, "token"), np.sqrt(variance)), "noise_ratio": (AXIS, ratio)}

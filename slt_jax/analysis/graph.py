@@ -41,8 +41,9 @@ def graph_of(links: csr_matrix) -> Graph:
     >>> print(graph_of(csr_matrix(np.ones((3, 3)) - np.eye(3))))
     graph of 3 nodes and 3 links
     """
-    if links.shape[0] != links.shape[1]:
-        raise ValueError(f"an adjacency matrix is square, got the shape {links.shape}")
+    num_rows, num_columns = links.get_shape()
+    if num_rows != num_columns:
+        raise ValueError(f"an adjacency matrix is square, got {num_rows} × {num_columns}")
     links = csr_matrix(links, dtype=np.float64, copy=True)
     links.sum_duplicates()
     links.eliminate_zeros()

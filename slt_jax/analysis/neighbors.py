@@ -1,9 +1,11 @@
 """The graph in which every token is linked to the tokens with the most similar responses."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from slt_jax.analysis.graph import Graph, graph_of
 
@@ -36,10 +38,10 @@ def exact_neighbors(
     """
     _check_points(points, num_neighbors)
     if points.shape[1] <= _TREE_DIMENSIONS:
-        _, found = cKDTree(points).query(points, num_neighbors + 1, workers=-1)
+        found = KDTree(points).query(points, num_neighbors + 1, workers=-1)[1]
     else:
         found = _all_pairs(points, num_neighbors + 1)
-    return _without_self(found.astype(np.int32))
+    return _without_self(np.asarray(found, np.int32))
 
 
 def approximate_neighbors(
@@ -69,7 +71,7 @@ def approximate_neighbors(
         raise ImportError(
             "approximate_neighbors needs pynndescent: pip install 'slt-jax[analysis]'"
         ) from error
-    search = NNDescent(
+    search: Any = NNDescent(
         points.astype(np.float32), n_neighbors=num_neighbors + 1, random_state=seed, n_jobs=1
     )
     return _without_self(np.asarray(search.neighbor_graph[0], np.int32))

@@ -59,11 +59,11 @@ def token_patterns(text: TokenText, frame: xr.Dataset | xr.DataArray) -> xr.Data
     [False, False, False, False, True]
     """
     places = places_of(text, frame)
-    masks = np.zeros((len(PATTERNS), len(places.index)), bool)
+    masks = np.zeros((len(PATTERNS), len(places.place)), bool)
     for name in np.unique(places.dataset):
         here = places.dataset == name
         grid = label_sequences(np.asarray(text.tokens[name]), text)
-        masks[:, here] = grid[:, places.sequence[here], places.index[here]]
+        masks[:, here] = grid[:, places.sequence[here], places.place[here]]
     coords = {name: frame.coords[name] for name in PLACE}
     return xr.DataArray(
         masks, dims=("pattern", "token"), coords={"pattern": list(PATTERNS), **coords}

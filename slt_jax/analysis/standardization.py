@@ -13,19 +13,30 @@ from jaxtyping import Bool
 
 VALUES = "susceptibility"
 ERRORS = "standard_error"
-GAP = "mean_gap"
+SHARED = "shared_error"
+DIRECTION = "shared_direction"
 
 
 def as_dataset(response: xr.Dataset | xr.DataArray) -> xr.Dataset:
     """Give a response matrix as a Dataset with only what an analysis uses, in float64.
+
+    What the functions of this module and ``principal_components`` take and give. The error of the
+    full chain's mean loss on a token enters every component times its own mean gap E_C[g] (the
+    two-chain estimator of How to Scale Susceptibilities, Timaeus 2026): it is one random number
+    per token, and stays so through every linear step.
 
     Args:
         response: ``chi.to_xarray()``, or one array of it such as ``chi.to_xarray()["control"]``,
             along ``component`` and ``token``.
 
     Returns:
-        ``susceptibility`` (component, token) and, where given, ``standard_error`` of that shape and
-        ``mean_gap`` (component).
+        ``susceptibility`` (component, token) and, as far as the input has them,
+
+        - ``standard_error`` of that shape, the whole of it;
+        - ``shared_error`` of that shape, the part in it that comes from the full chain, with the
+          sign of the component's mean gap;
+        - ``shared_direction`` (component), proportional to E_C[g]: how a token's shared error is
+          spread over the components.
 
     Raises:
         ValueError: other dimensions, no susceptibility, or entries that are not finite.
@@ -37,16 +48,23 @@ def as_dataset(response: xr.Dataset | xr.DataArray) -> xr.Dataset:
             f"expected a Dataset with the variable {VALUES!r}, as chi.to_xarray() gives it, got "
             f"the variables {sorted(map(str, response.data_vars))}"
         )
-    kept = [name for name in (VALUES, ERRORS, GAP) if name in response]
-    dataset = response[kept].astype(np.float64)
-    if set(dataset[VALUES].dims) != {"component", "token"}:
+    if set(response[VALUES].dims) != {"component", "token"}:
         raise ValueError(
-            f"{VALUES} must have the dimensions component and token, got {dataset[VALUES].dims}"
+            f"{VALUES} must have the dimensions component and token, got {response[VALUES].dims}"
         )
-    dataset = dataset.transpose("component", "token", missing_dims="ignore")
-    finite = np.isfinite(dataset[VALUES].values).all(axis=1)
-    _refuse(dataset, ~finite, "have entries that are not finite: drop them with dataset.sel")
-    return dataset
+    kept = [name for name in (VALUES, ERRORS, SHARED, DIRECTION) if name in response]
+    dataset = response[kept].astype(np.float64).transpose("component", "token", ...)
+    broken = np.any(~np.isfinite(dataset[VALUES].values), axis=1, keepdims=True)[:, 0]
+    _refuse(dataset, broken, "have entries that are not finite: drop them with dataset.sel")
+    if "observable_mean" in response and DIRECTION not in response:
+        gap = response["observable_mean"].astype(np.float64)
+        dataset[DIRECTION] = gap
+        if SHARED in dataset:
+            dataset[SHARED] = np.sign(gap) * dataset[SHARED]
+            # Proportional to the gap as well, and in the scale that the input already has.
+            mean = dataset[SHARED].mean("token")
+            dataset[DIRECTION] = mean if np.any(mean.values != 0) else gap
+    return dataset.transpose("component", "token", missing_dims="ignore")
 
 
 def zscore_components(response: xr.Dataset | xr.DataArray) -> xr.Dataset:
@@ -60,9 +78,8 @@ def zscore_components(response: xr.Dataset | xr.DataArray) -> xr.Dataset:
         response: as for ``as_dataset``; χ in nats².
 
     Returns:
-        ``susceptibility`` without unit; ``standard_error`` and ``mean_gap`` divided by the same
-        standard deviation (its own sampling error is left out), which is added as ``scale``
-        (component).
+        The variables of ``as_dataset``: ``susceptibility`` without unit, the others divided by the
+        same standard deviation, whose own error is left out. It is added as ``scale`` (component).
 
     Raises:
         ValueError: a component that is constant over the tokens, or fewer than two tokens.
@@ -90,9 +107,8 @@ def center_tokens(response: xr.Dataset | xr.DataArray) -> xr.Dataset:
         response: as for ``as_dataset``, usually z-scored.
 
     Returns:
-        ``susceptibility``; ``standard_error`` of the difference as if components were independent;
-        ``mean_gap`` with its mean subtracted, the direction in which an error of the full chain,
-        which all components share, moves a centred token.
+        The variables of ``as_dataset``. The part of the error that is not shared is that of a
+        difference of independent components.
 
     Raises:
         ValueError: a single component.
@@ -105,15 +121,25 @@ def center_tokens(response: xr.Dataset | xr.DataArray) -> xr.Dataset:
     count = dataset.sizes["component"]
     if count < 2:
         raise ValueError("centring over components needs at least 2 components, got 1")
-    names = [name for name in (VALUES, GAP) if name in dataset]
+    linear = [name for name in (VALUES, SHARED, DIRECTION) if name in dataset]
     centred = dataset.assign(
-        {name: dataset[name] - dataset[name].mean("component") for name in names}
+        {name: dataset[name] - dataset[name].mean("component") for name in linear}
     )
     if ERRORS not in dataset:
         return centred
-    variance = dataset[ERRORS] ** 2
-    variance = (1 - 2 / count) * variance + variance.mean("component") / count
+    own = own_variance(dataset)
+    variance = (1 - 2 / count) * own + own.mean("component") / count
+    if SHARED in dataset:
+        variance = variance + centred[SHARED] ** 2
     return centred.assign({ERRORS: np.sqrt(variance)})
+
+
+def own_variance(dataset: xr.Dataset) -> xr.DataArray:
+    """Give the squared error of each entry without what it shares with other components."""
+    variance = dataset[ERRORS] ** 2
+    if SHARED in dataset:
+        variance = (variance - dataset[SHARED] ** 2).clip(min=0)
+    return variance
 
 
 def _refuse(dataset: xr.Dataset, wrong: Bool[np.ndarray, " component"], fault: str) -> None:

@@ -34,7 +34,7 @@ class Places(NamedTuple):
 
     dataset: np.ndarray
     sequence: Int[np.ndarray, " token"]
-    index: Int[np.ndarray, " token"]
+    place: Int[np.ndarray, " token"]
 
 
 def places_of(text: TokenText, frame: xr.Dataset | xr.DataArray) -> Places:
@@ -46,7 +46,7 @@ def places_of(text: TokenText, frame: xr.Dataset | xr.DataArray) -> Places:
             ``position``; a coordinate ``token_id`` is checked against the text.
 
     Returns:
-        One place per token; ``text.tokens[dataset][sequence, index]`` is the token itself.
+        One place per token; ``text.tokens[dataset][sequence, place]`` is the token itself.
 
     Raises:
         ValueError: missing coordinates, places outside the text, or another text than was probed.
@@ -58,8 +58,8 @@ def places_of(text: TokenText, frame: xr.Dataset | xr.DataArray) -> Places:
             "chi.to_xarray() gives them"
         )
     dataset, sequence, position = (frame.coords[name].values for name in PLACE)
-    index = position.astype(np.int64) + text.shift
-    places = Places(dataset, sequence.astype(np.int64), index)
+    place = position.astype(np.int64) + text.shift
+    places = Places(dataset, sequence.astype(np.int64), place)
     _check_inside(text, places)
     if "token_id" in frame.coords:
         _check_ids(ids_at(text, places), frame.coords["token_id"].values)
@@ -68,10 +68,10 @@ def places_of(text: TokenText, frame: xr.Dataset | xr.DataArray) -> Places:
 
 def ids_at(text: TokenText, places: Places) -> Int[np.ndarray, " token"]:
     """Give the token ids at the places, int64 ``[token]``."""
-    ids = np.empty(len(places.index), np.int64)
+    ids = np.empty(len(places.place), np.int64)
     for name in np.unique(places.dataset):
         here = places.dataset == name
-        ids[here] = np.asarray(text.tokens[name])[places.sequence[here], places.index[here]]
+        ids[here] = np.asarray(text.tokens[name])[places.sequence[here], places.place[here]]
     return ids
 
 
@@ -96,7 +96,7 @@ def _check_inside(text: TokenText, places: Places) -> None:
             raise ValueError(f"no text for the data set {name!r}: got {sorted(text.tokens)}")
         shape = np.shape(text.tokens[name])
         here = places.dataset == name
-        ends = int(places.sequence[here].max()) + 1, int(places.index[here].max()) + 1
+        ends = int(places.sequence[here].max()) + 1, int(places.place[here].max()) + 1
         if len(shape) != 2 or ends[0] > shape[0] or ends[1] > shape[1]:
             raise ValueError(
                 f"the result has {ends[0]} sequences of at least {ends[1]} tokens in {name!r}, the "
@@ -109,7 +109,7 @@ def _check_ids(found: Int[np.ndarray, " token"], expected: np.ndarray) -> None:
     if wrong.size:
         first = int(wrong[0])
         raise ValueError(
-            f"{wrong.size} of {len(found)} tokens differ from the text, the first is token {first}: "
+            f"{wrong.size} of {len(found)} tokens are not those of the text, the first is {first}: "
             f"the result is about id {int(expected[first])}, the text has {int(found[first])}. "
             "Give the text that was probed, or its shift"
         )

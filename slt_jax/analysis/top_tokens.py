@@ -85,15 +85,16 @@ def _in_context(
 ) -> tuple[TokenInContext, ...]:
     found = []
     for number in chosen:
-        dataset, sequence, index = (part[number] for part in places)
+        dataset, sequence = str(places.dataset[number]), int(places.sequence[number])
+        index = int(places.place[number])
         ids = np.asarray(text.tokens[dataset])[sequence].tolist()
         left, right = ids[max(0, index - width) : index], ids[index + 1 : index + 1 + width]
         found.append(
             TokenInContext(
                 value=float(values[number]),
-                dataset=str(dataset),
-                sequence=int(sequence),
-                position=int(index) - text.shift,
+                dataset=dataset,
+                sequence=sequence,
+                position=index - text.shift,
                 left=text.decode(left) if left else "",
                 token=text.decode([ids[index]]),
                 right=text.decode(right) if right else "",

@@ -18,11 +18,16 @@ def make_response(num_components=6, num_sequences=4, length=10, seed=0, errors=T
     values += generator.normal(size=(num_components, 1))
     variables = {"susceptibility": (("component", "token"), values)}
     if errors:
-        variables["standard_error"] = (
-            ("component", "token"),
-            generator.uniform(0.05, 0.2, values.shape),
-        )
-        variables["mean_gap"] = ("component", generator.uniform(0.1, 1.0, num_components))
+        gap = generator.uniform(-0.1, 1.0, num_components)
+        full_error = generator.uniform(0.1, 0.2, num_tokens)
+        own_error = generator.uniform(0.05, 0.2, values.shape)
+        shared_error = np.abs(gap)[:, None] * full_error
+        variables |= {
+            "standard_error": (("component", "token"), np.hypot(own_error, shared_error)),
+            "shared_error": (("component", "token"), shared_error),
+            "observable_mean": ("component", gap),
+            "full_error": ("token", full_error),
+        }
     return xr.Dataset(variables, coords=make_coords(num_components, num_sequences, length))
 
 

@@ -15,6 +15,7 @@ from slt_jax.analysis import (
 from .responses import make_response
 
 CHI = make_response()
+MATRICES = ("susceptibility", "standard_error", "shared_error")
 STANDARD = center_tokens(zscore_components(CHI))
 
 
@@ -26,9 +27,12 @@ def test_zscores_have_mean_zero_and_deviation_one_along_tokens():
 
 def test_zscores_do_not_depend_on_the_unknown_scale_of_a_component():
     scale = xr.DataArray(np.geomspace(0.01, 100, 6), dims="component")
-    scaled = zscore_components(CHI * scale)
-    for name in ("susceptibility", "standard_error", "mean_gap"):
+    scaled = zscore_components(CHI.assign({name: CHI[name] * scale for name in MATRICES}))
+    for name in MATRICES:
         np.testing.assert_allclose(scaled[name], zscore_components(CHI)[name])
+    np.testing.assert_allclose(
+        scaled["shared_direction"], zscore_components(CHI)["shared_direction"]
+    )
 
 
 def test_centred_tokens_have_mean_zero_along_components_and_keep_differences():
@@ -43,25 +47,35 @@ def test_after_both_steps_components_still_have_mean_zero():
     np.testing.assert_allclose(STANDARD["susceptibility"].mean("token"), 0, atol=1e-12)
 
 
-def test_error_of_a_centred_token_is_that_of_independent_components():
+def test_error_of_a_centred_token_is_that_of_its_parts():
+    """Components are independent, but for one number per token that all of them share."""
     count = CHI.sizes["component"]
     matrix = np.eye(count) - np.full((count, count), 1 / count)
-    errors = CHI["standard_error"].values
-    expected = np.sqrt(matrix**2 @ errors**2)
+    shared = CHI["observable_mean"].values[:, None] * CHI["full_error"].values
+    own = CHI["standard_error"].values ** 2 - shared**2
+    expected = np.sqrt(matrix**2 @ own + (matrix @ shared) ** 2)
     np.testing.assert_allclose(center_tokens(CHI)["standard_error"], expected)
+    np.testing.assert_allclose(center_tokens(CHI)["shared_error"], matrix @ shared, atol=1e-12)
+    alone = center_tokens(CHI[["susceptibility", "standard_error"]])["standard_error"]
+    np.testing.assert_allclose(alone, np.sqrt(matrix**2 @ CHI["standard_error"].values ** 2))
 
 
-def test_error_of_the_full_chain_moves_tokens_along_mean_gap():
-    """The direction is carried through standardisation, at a fixed scale."""
-    error = np.random.default_rng(1).normal(size=CHI.sizes["token"])
-    shift = CHI["mean_gap"] * xr.DataArray(error, dims="token")
+def test_error_of_the_full_chain_moves_tokens_along_the_shared_direction():
+    """Along the mean gap, carried through both steps at a fixed scale."""
+    error = xr.DataArray(np.random.default_rng(1).normal(size=CHI.sizes["token"]), dims="token")
+    moved = CHI["susceptibility"] + CHI["observable_mean"] * error
     scale = zscore_components(CHI)["scale"]
-    before, after = (
-        center_tokens(chi / scale)["susceptibility"]
-        for chi in (CHI, CHI.assign(susceptibility=CHI["susceptibility"] + shift))
-    )
-    expected = STANDARD["mean_gap"].values[:, None] * error
-    np.testing.assert_allclose((after - before).values, expected, atol=1e-12)
+    before, after = (center_tokens(chi / scale) for chi in (CHI["susceptibility"], moved))
+    shift = (after["susceptibility"] - before["susceptibility"]).values
+    direction = STANDARD["shared_direction"].values / CHI["full_error"].values.mean()
+    np.testing.assert_allclose(shift, direction[:, None] * error.values, atol=1e-12)
+
+
+def test_mean_gaps_without_errors_give_the_direction_too():
+    plain = CHI[["susceptibility", "observable_mean"]]
+    one, other = (center_tokens(zscore_components(chi))["shared_direction"] for chi in (CHI, plain))
+    ratio = one / other
+    np.testing.assert_allclose(ratio, ratio[0])
 
 
 @pytest.mark.parametrize("size", [1, 6])
@@ -119,7 +133,10 @@ def test_projection_of_the_same_tokens_gives_their_scores():
 
 def test_score_errors_are_those_of_a_sum():
     result = principal_components(CHI, num_components=2)
-    expected = np.sqrt((result["loadings"].values ** 2).T @ CHI["standard_error"].values ** 2)
+    loadings = result["loadings"].values
+    shared = CHI["observable_mean"].values[:, None] * CHI["full_error"].values
+    own = CHI["standard_error"].values ** 2 - shared**2
+    expected = np.sqrt((loadings**2).T @ own + (loadings.T @ shared) ** 2)
     np.testing.assert_allclose(result["score_error"], expected)
     # The errors are a hundredth of the planted variances.
     assert np.all(result["noise_ratio"] < 0.05)
@@ -144,14 +161,13 @@ def test_noise_alone_has_a_noise_ratio_near_one():
 
 def test_rank_one_error_of_the_full_chain_is_recognised():
     generator = np.random.default_rng(6)
-    error = xr.DataArray(10 * generator.normal(size=CHI.sizes["token"]), dims="token")
-    spoilt = CHI.assign(susceptibility=CHI["susceptibility"] + CHI["mean_gap"] * error)
+    error = xr.DataArray(30 * generator.normal(size=CHI.sizes["token"]), dims="token")
+    spoilt = CHI.assign(susceptibility=CHI["susceptibility"] + CHI["observable_mean"] * error)
     correlation = principal_components(spoilt, 3)["gap_correlation"].values
     assert abs(correlation[0]) > 0.9
-    expected = np.corrcoef(principal_components(CHI, 3)["loadings"].values.T, CHI["mean_gap"])
-    np.testing.assert_allclose(
-        principal_components(CHI, 3)["gap_correlation"], expected[-1, :-1], atol=1e-10
-    )
+    plain = principal_components(CHI, 3)
+    expected = np.corrcoef(plain["loadings"].values.T, CHI["observable_mean"].values)
+    np.testing.assert_allclose(plain["gap_correlation"], expected[-1, :-1], atol=1e-10)
 
 
 def test_components_of_two_halves_are_matched_with_their_sign():

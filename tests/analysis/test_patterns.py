@@ -142,7 +142,7 @@ def test_another_text_is_refused():
     ids = np.concatenate([text.tokens[name][:, 1:].reshape(-1) for name in ("code", "prose")])
     checked = values.assign_coords(token_id=("token", ids))
     assert len(top_tokens(checked, text, k=2).largest) == 2
-    with pytest.raises(ValueError, match="differ from the text"):
+    with pytest.raises(ValueError, match="not those of the text"):
         top_tokens(checked, text._replace(shift=0), k=2)
     with pytest.raises(ValueError, match="no text for the data set 'prose'"):
         top_tokens(values, text._replace(tokens={"code": text.tokens["code"]}), k=2)
