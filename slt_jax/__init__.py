@@ -1,5 +1,8 @@
 """slt_jax: a sampling engine for singular learning theory in JAX."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from slt_jax import models as models
 from slt_jax import testing as testing
 from slt_jax.data import Batches as Batches
@@ -62,4 +65,14 @@ from slt_jax.statistics import Trace as Trace
 from slt_jax.statistics import Variance as Variance
 from slt_jax.storage.store import Store as Store
 
+if TYPE_CHECKING:
+    from slt_jax import analysis as analysis
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``slt_jax.analysis`` when it is first used: xarray and scipy take a while."""
+    if name == "analysis":
+        return importlib.import_module("slt_jax.analysis")
+    raise AttributeError(f"module 'slt_jax' has no attribute {name!r}")

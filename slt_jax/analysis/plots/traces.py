@@ -1,24 +1,23 @@
-"""Pictures of results. Every function returns a matplotlib figure and draws on nothing else."""
+"""The losses of the chains against the loss at w*: what a learning coefficient is read from."""
 
-import math
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import xarray as xr
 from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-try:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError(
-        "slt_jax.analysis.plots needs matplotlib: pip install 'slt-jax[plot]'"
-    ) from error
-
-CHAIN_COLOR = "#2a6f97"
-REFERENCE_COLOR = "#1b1b1b"
-MUTED_COLOR = "#6b6b6b"
+from slt_jax.analysis.plots.style import (
+    ACCENT,
+    INK,
+    MUTED,
+    new_figure,
+    tidy,
+    with_error,
+)
 
 
 @runtime_checkable
@@ -59,8 +58,9 @@ def running_mean(
 def plot_llc_traces(results: Mapping[str, ShowsTraces], *, window: int = 50) -> Figure:
     """Draw the loss of every chain against the loss at w*, one panel per result, at one scale.
 
-    The height of the traces above the dashed line, times nβ, is the learning coefficient. The
-    losses are means over minibatches, so each chain is shown as a running mean over draws.
+    The distance from the dashed line, the loss at w*, to the solid one, the mean of all draws,
+    times nβ, is the learning coefficient. The losses are means over minibatches, so each chain is
+    shown as a running mean over draws.
 
     Args:
         results: results of ``slt.llc`` by title, at least one.
@@ -74,42 +74,49 @@ def plot_llc_traces(results: Mapping[str, ShowsTraces], *, window: int = 50) -> 
     """
     if not results:
         raise ValueError("plot_llc_traces needs at least one result, got none")
-    figure = Figure(figsize=(3.6 * len(results), 3.4), layout="constrained")
-    axes = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
-    for panel, (title, result) in zip(axes, results.items(), strict=True):
+    figure = new_figure(max(4.5, 3.6 * len(results)), 3.6)
+    panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
+    for panel, (title, result) in zip(panels, results.items(), strict=True):
         _draw_traces(panel, title, result.to_xarray(), window)
-    # Room below zero for the label of the dashed line, where no trace can cross it.
-    top = axes[0].get_ylim()[1]
-    axes[0].set_ylim(-0.1 * top, top)
-    axes[0].set_ylabel(f"minibatch loss (nats), mean of {window} draws")
+    # Room below the lowest level for the label of the dashed line, where no trace can cross it.
+    bottom, top = panels[0].get_ylim()
+    panels[0].set_ylim(bottom - 0.08 * (top - bottom), top)
+    panels[0].set_ylabel("minibatch loss (nats)")
+    figure.legend(
+        handles=[
+            Line2D([], [], color=ACCENT, label=f"chains, mean of {window} draws"),
+            Line2D([], [], color=INK, label="mean of all draws"),
+            Line2D([], [], color=INK, linestyle="--", label="loss at w*"),
+        ],
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        fontsize=8,
+    )
     return figure
 
 
 def _draw_traces(panel: Axes, title: str, dataset: xr.Dataset, window: int) -> None:
     traces = dataset["loss_trace"].values
     window = min(window, traces.shape[-1])
-    level = float(dataset["init_loss"])
+    level, mean = float(dataset["init_loss"]), float(np.nanmean(traces))
     draws = np.arange(window, traces.shape[-1] + 1)
-    panel.plot(draws, running_mean(traces, window).T, color=CHAIN_COLOR, linewidth=0.8, alpha=0.6)
-    panel.axhline(level, color=REFERENCE_COLOR, linewidth=1.2, linestyle="--")
+    panel.plot(draws, running_mean(traces, window).T, color=ACCENT, linewidth=0.8, alpha=0.5)
+    panel.axhline(mean, color=INK, linewidth=1.2)
+    panel.axhline(level, color=INK, linewidth=1.2, linestyle="--")
     panel.annotate(
-        f"loss at w*: {level:.2g}",
+        f"loss at w*: {level:.4g}",
         (1.0, level),
         xycoords=("axes fraction", "data"),
         xytext=(-3, -4),
         textcoords="offset points",
         ha="right",
         va="top",
-        color=REFERENCE_COLOR,
+        color=INK,
         fontsize=8,
     )
+    estimate = with_error(float(dataset["llc"]), float(dataset["standard_error"]))
     panel.set_title(title, loc="left", fontsize=10, fontweight="bold")
-    panel.set_title(_estimate_label(dataset), loc="right", fontsize=10, color=MUTED_COLOR)
+    panel.set_title(f"λ̂ = {estimate}", loc="right", fontsize=10, color=MUTED)
     panel.set_xlabel("draw")
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _estimate_label(dataset: xr.Dataset) -> str:
-    estimate, error = float(dataset["llc"]), float(dataset["standard_error"])
-    decimals = max(0, -math.floor(math.log10(error))) if error > 0 else 2
-    return f"λ̂ = {estimate:.{decimals}f} ± {error:.{decimals}f}"
+    tidy(panel)

@@ -1,0 +1,113 @@
+"""A table of components by data sets, as colours and numbers."""
+
+import math
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from slt_jax.analysis.plots.style import (
+    DIVERGING,
+    INK,
+    MUTED,
+    SEQUENTIAL,
+    centred_scale,
+    name_and_unit,
+    new_figure,
+    with_error,
+)
+
+_MOST_WRITTEN_ROWS = 40
+
+
+def plot_component_heatmap(
+    values: xr.DataArray,
+    errors: xr.DataArray | None = None,
+    *,
+    title: str = "",
+    label: str = "",
+) -> Figure:
+    """Draw a value for every component and data set, with its error written into its cell.
+
+    Args:
+        values: (component, column): susceptibilities by data set, refined learning coefficients,
+            … with the names of both as coordinates.
+        errors: standard errors of the same shape and unit; cells within two of them of zero are
+            written in grey. None for none.
+        title: of the figure.
+        label: of the colour bar; the default is the array's ``long_name`` (or name) with its
+            ``units``. Small or large values are given in a power of ten, which only it names.
+
+    Returns:
+        A figure. The colours are centred at zero unless no value is negative. Numbers are left out
+        beyond 40 components.
+
+    Raises:
+        ValueError: other than two dimensions, or errors of other dimensions.
+    """
+    if values.ndim != 2 or values.dims[0] != "component":
+        raise ValueError(f"expected the dimensions (component, …), got {values.dims}")
+    if errors is not None and errors.dims != values.dims:
+        raise ValueError(f"errors have the dimensions {errors.dims}, values {values.dims}")
+    rows, columns = values.shape
+    names = [str(name) for name in values[values.dims[1]].values]
+    exponent = _exponent(values.values)
+    numbers = np.asarray(values.values, np.float64) / 10.0**exponent
+    scale, colors = _colors(numbers)
+    is_written = rows <= _MOST_WRITTEN_ROWS
+    width = 1.1 if is_written else 0.5
+    height = 0.24 * rows if is_written else min(0.1 * rows, 8.0)
+    figure = new_figure(2.2 + width * columns, 1.4 + height)
+    axes = figure.subplots()
+    image = axes.imshow(numbers, cmap=colors, norm=scale, aspect="auto")
+    axes.set_xticks(range(columns), names, rotation=30, ha="right", rotation_mode="anchor")
+    step = 1 if is_written else max(1, rows // 40)
+    axes.set_yticks(range(0, rows, step), [str(n) for n in values["component"].values[::step]])
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
+    bar = figure.colorbar(image, ax=axes, aspect=30)
+    bar.set_label(label or name_and_unit(values, exponent), fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    if is_written:
+        own = np.full_like(numbers, np.nan)
+        if errors is not None:
+            own = np.asarray(errors.values, np.float64) / 10.0**exponent
+            axes.set_xlabel("grey: within two standard errors of zero", fontsize=8, color=MUTED)
+        _write(axes, numbers, own, scale, colors)
+    return figure
+
+
+def _colors(numbers: Float[np.ndarray, "row column"]) -> tuple[Normalize, str]:
+    if np.nanmin(numbers) < 0:
+        return centred_scale(numbers), DIVERGING
+    return Normalize(0, float(np.nanquantile(numbers, 0.99)) or 1.0, clip=True), SEQUENTIAL
+
+
+def _exponent(numbers: Float[np.ndarray, "row column"]) -> int:
+    """Give the power of ten, a multiple of three, that makes small or large values readable."""
+    largest = float(np.nanmax(np.abs(numbers)))
+    exponent = math.floor(math.log10(largest)) if largest > 0 else 0
+    return 0 if -2 <= exponent <= 3 else 3 * math.floor(exponent / 3)
+
+
+def _write(
+    axes: Axes,
+    numbers: Float[np.ndarray, "row column"],
+    errors: Float[np.ndarray, "row column"],
+    scale: Normalize,
+    colors: str,
+) -> None:
+    backgrounds = colormaps[colors](scale(numbers))[..., :3]
+    is_dark = backgrounds @ np.array([0.299, 0.587, 0.114]) < 0.5
+    for (row, column), number in np.ndenumerate(numbers):
+        error = errors[row, column]
+        is_small = np.isfinite(error) and abs(number) < 2 * error
+        ink = "white" if is_dark[row, column] else ("#8a8a8a" if is_small else INK)
+        text = with_error(float(number), float(error))
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
