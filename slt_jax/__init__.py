@@ -10,6 +10,12 @@ from slt_jax.estimators.difference import LLCDifference as LLCDifference
 from slt_jax.estimators.llc import llc as llc
 from slt_jax.estimators.llc import llc_from as llc_from
 from slt_jax.estimators.result import LLCResult as LLCResult
+from slt_jax.estimators.susceptibilities import susceptibilities as susceptibilities
+from slt_jax.estimators.susceptibilities import susceptibilities_from as susceptibilities_from
+from slt_jax.estimators.susceptibilities import (
+    susceptibility_observables as susceptibility_observables,
+)
+from slt_jax.estimators.susceptibility_result import Susceptibilities as Susceptibilities
 from slt_jax.estimators.verdict import Verdict as Verdict
 from slt_jax.kernels import AbstractKernel as AbstractKernel
 from slt_jax.kernels import Info as Info

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from slt_jax._types import Scalar
 from slt_jax.data import Probe
 from slt_jax.estimators.probes import flatten
-from slt_jax.minibatch import Minibatch, over_minibatches
+from slt_jax.minibatch import over_minibatches
 from slt_jax.observables import AbstractObservable, LossValues, MeanLoss, check_every
 from slt_jax.statistics import AbstractStatistic, Estimate
 
@@ -25,8 +25,8 @@ from slt_jax.statistics import AbstractStatistic, Estimate
 class Gaps(NamedTuple):
     """What one draw says, in nats and nats², all relative to w*.
 
-    ``gap`` is g; ``square`` an unbiased product of two g; ``losses`` the change of the loss of every
-    sequence, data set and token of the probes.
+    ``gap`` is g; ``square`` an unbiased product of two g; ``losses`` the change of the loss of
+    every sequence, data set and token of the probes.
     """
 
     gap: Scalar
@@ -70,9 +70,9 @@ class ProbeGaps(AbstractObservable):
         return 0 if self.evaluation is not None else self.batches_per_draw
 
     def measure(self, target, displacement, fresh):
-        losses = LossValues(self.probe).measure(target, displacement, None)
+        losses = LossValues(probe=self.probe).measure(target, displacement, None)
         if self.evaluation is not None:
-            return losses, LossValues(self.evaluation).measure(target, displacement, None)
+            return losses, LossValues(probe=self.evaluation).measure(target, displacement, None)
         assert fresh is not None
         return losses, over_minibatches(lambda batch: target.gap(displacement, batch), fresh)
 
@@ -81,7 +81,7 @@ class ProbeGaps(AbstractObservable):
         change = jnp.where(weights > 0, losses - center[0][0], jnp.zeros_like(losses))
         flat = flatten((self.counts, self.tokens), change, weights)
         if self.evaluation is not None:
-            gap = MeanLoss(self.evaluation).relative(sampled, center[1])
+            gap = MeanLoss(probe=self.evaluation).relative(sampled, center[1])
             return Gaps(gap, gap**2, flat)
         count = self.batches_per_draw
         gaps = sampled[:count]
@@ -90,7 +90,20 @@ class ProbeGaps(AbstractObservable):
         return Gaps(jnp.mean(gaps), square, flat)
 
 
-class Products(AbstractStatistic):
+class AbstractMoments(AbstractStatistic):
+    """Sums that are large: what is added to them becomes the total, and no third copy is made."""
+
+    def merge(self, total, contribution):
+        if total is None:
+            return contribution
+
+        def add(old: Any, new: Any) -> Any:
+            return np.add(old, new, out=new) if isinstance(new, np.ndarray) else old + new
+
+        return jax.tree.map(add, total, contribution)
+
+
+class Products(AbstractMoments):
     """Sums of g, g², ℓ, gℓ and ℓ² over the draws of a component's chains; the estimate is E[g x].
 
     Args:
@@ -126,7 +139,7 @@ class Products(AbstractStatistic):
         return _estimate(total, sums["product"] - sums["square"][..., None])
 
 
-class Shifts(AbstractStatistic):
+class Shifts(AbstractMoments):
     """Sums of g and ℓ over the draws of the chains of all weights; the estimate is E[x].
 
     Args:
@@ -188,7 +201,7 @@ def _with_squares(
     Squares are taken of every chain by itself and of all together. The latter give the error of the
     mean over chains, whether or not chains share minibatches.
     """
-    beside = {name: sums[name] for name in names}
+    beside = {name: sums[name].copy() for name in names}
     together = {name: number.sum(axis=1) for name, number in beside.items()}
     # What a chain measured on the way to its death may be infinite; it is never read.
     with np.errstate(over="ignore", invalid="ignore"):
@@ -206,8 +219,8 @@ def ratio_error(
 ) -> np.ndarray:
     """Give the standard error of Σ(a − Σ_k c_k v_k)/ΣW, whose sum over all batches is zero.
 
-    Equation: SE² = B/(B − 1) Σ_b e_b²/(ΣW)², e_b = a_b − Σ_k c_k v_kb: the delta method for the ratio
-    of two sums, from the scatter of B non-overlapping batches (definition D4).
+    Equation: SE² = B/(B − 1) Σ_b e_b²/(ΣW)², e_b = a_b − Σ_k c_k v_kb: the delta method for the
+    ratio of two sums, from the scatter of B non-overlapping batches of draws.
 
     Args:
         squares: sums over batches.

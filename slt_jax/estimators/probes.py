@@ -32,10 +32,11 @@ class Entries(NamedTuple):
 
 
 class Resolution(NamedTuple):
-    """A kind of entries, and which of the measured numbers they are."""
+    """A kind of entries, which of the measured numbers they are, and whether it is the finest."""
 
     entries: Entries
     numbers: np.ndarray
+    is_finest: bool = False
 
 
 class Probes(NamedTuple):
@@ -66,9 +67,7 @@ def bounds_of(counts: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
-def join_probes(
-    probes: Mapping[str, Any], posterior: LocalPosterior, batches: Batches
-) -> Probes:
+def join_probes(probes: Mapping[str, Any], posterior: LocalPosterior, batches: Batches) -> Probes:
     """Put data sets one after the other and look at their losses at w*.
 
     Args:
@@ -215,7 +214,7 @@ def resolutions(probes: Probes, tokens: bool) -> dict[str, Resolution]:
         "dataset": _kept("dataset", count, names, nothing, nothing, *sums),
     }
     if not tokens:
-        return found
+        return found | {"sequence": rows._replace(is_finest=True)}
     length = probes.losses.size // count
     finest = _kept(
         "token",
@@ -226,7 +225,13 @@ def resolutions(probes: Probes, tokens: bool) -> dict[str, Resolution]:
         weights.reshape(-1),
         weighted.reshape(-1),
     )
-    return {"token": finest} | found
+    return {"token": finest._replace(is_finest=True)} | found
+
+
+def measured_count(probes: Probes, tokens: bool) -> int:
+    """Give how many numbers are measured at a draw."""
+    by_token = probes.losses.size if tokens and probes.losses.ndim > 1 else 0
+    return len(probes.losses) + len(probes.names) + by_token
 
 
 def _kept(
@@ -240,9 +245,7 @@ def _kept(
 ) -> Resolution:
     kept = np.flatnonzero(weight > 0)
     loss = weighted_loss[kept] / weight[kept]
-    entries = Entries(
-        kind, dataset[kept], sequence[kept], position[kept], weight[kept], loss
-    )
+    entries = Entries(kind, dataset[kept], sequence[kept], position[kept], weight[kept], loss)
     return Resolution(entries, first + kept)
 
 

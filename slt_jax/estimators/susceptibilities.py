@@ -1,7 +1,8 @@
 """Susceptibilities by two kinds of chains: from a posterior, or from runs already made."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
 import jax
@@ -9,17 +10,19 @@ import jax
 from slt_jax._types import ChainKey
 from slt_jax.data import Batches, Probe
 from slt_jax.estimators.moments import ProbeGaps, Products, Shifts
-from slt_jax.estimators.probes import Probes, join_probes
+from slt_jax.estimators.options import needed_components, of_run
+from slt_jax.estimators.probes import Probes, join_probes, measured_count
 from slt_jax.estimators.susceptibility_result import Susceptibilities
+from slt_jax.estimators.susceptibility_size import Pace, bytes_per_component, predict, slabs
 from slt_jax.estimators.susceptibility_table import Table
 from slt_jax.estimators.two_chains import OBSERVABLE
-from slt_jax.grouping import groups
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.noise import stream_of
 from slt_jax.posterior import LocalPosterior
 from slt_jax.restriction import Restriction
-from slt_jax.run import Run, SampleOptions
+from slt_jax.run import Execution, Run, SampleOptions
 from slt_jax.sampling import sample
+from slt_jax.statistics import AbstractStatistic
 from slt_jax.validation import check_arguments
 
 FULL_FACTOR = 4
@@ -39,6 +42,7 @@ def susceptibilities(
     tokens: bool = True,
     control: bool = True,
     drop_diverged: bool = False,
+    slab_bytes: int = 2**30,
     **options: Unpack[SampleOptions],
 ) -> Susceptibilities:
     """Measure how every component responds to more of every token of the probes.
@@ -66,6 +70,8 @@ def susceptibilities(
         tokens: False keeps sequences and data sets only, which takes less memory.
         control: measure χ̂ without data (nβ = 0) beside it.
         drop_diverged: leave out chains that became non-finite, with their whole history.
+        slab_bytes: as many components of equal shape and layer are sampled side by side as keep
+            their sums on the host below this.
         **options: as for ``slt.sample``; ``components``, name → restriction, is needed.
 
     Returns:
@@ -94,41 +100,33 @@ def susceptibilities(
     check_arguments(posterior, kernel, batches, key)
     shared = _own_options(options)
     components = shared.pop("components")
-    joined = join_probes(probes, posterior, batches)
     num_draws = shared.setdefault("num_draws", 1000)
     num_full = FULL_FACTOR * num_draws if num_full_draws is None else num_full_draws
+    measured = (evaluation, batches_per_draw, tokens)
+    joined = join_probes(probes, posterior, batches)
+    num_measured = measured_count(joined, tokens)
+    pieces = _pieces(posterior, kernel, components, num_measured, shared, slab_bytes)
 
-    def run(name: str, target: LocalPosterior, own_key: ChainKey, **own: Any) -> Run:
-        merged = shared | own
-        if merged.get("store") is not None:
-            merged["store"] = merged["store"].within(name)
-        return sample(target, kernel, batches, own_key, **merged)
-
-    def observing(statistic: Any) -> dict[str, ProbeGaps]:
-        measured = (joined.probe, statistic, evaluation, joined.names, joined.counts)
-        return {OBSERVABLE: ProbeGaps(*measured, batches_per_draw, tokens)}
+    def run(name: str, own_key: ChainKey, statistic: AbstractStatistic, **own: Any) -> Run:
+        observables = _observables(joined, statistic, *measured)
+        merged: Any = of_run(shared, name, observables=observables, **own)
+        return sample(posterior, kernel, batches, own_key, **merged)
 
     # The full chain has minibatches of its own: its error is independent of the components'.
-    own = {"num_draws": num_full, "observables": observing(Shifts(batch_length(num_full)))}
     full_key = jax.random.fold_in(key, stream_of("full chain"))
-    table = Table(run("full", posterior, full_key, **own), control, drop_diverged)
-    for number, slab in enumerate(groups(components)):
-        table.add(run(f"components {number}", posterior, key, components=slab, observables=observing(Products(batch_length(num_draws)))))
+    shifts, products = Shifts(batch_length(num_full)), Products(batch_length(num_draws))
+    full_run = run("full", full_key, shifts, num_draws=num_full)
+    table = Table(full_run, control, drop_diverged)
+    del full_run
+    for number, piece in enumerate(pieces):
+        table.add(run(f"components {number}", key, products, components=piece))
     return table.result(tuple(components))
 
 
 def _own_options(options: Any) -> dict[str, Any]:
     """Give the options as a dictionary, or raise if components are missing or others are taken."""
     found = dict(options)
-    components = found.get("components")
-    if not components or not isinstance(components, Mapping):
-        raise ValueError(
-            "name the components to measure: components={name: slt.Restriction(...)}, such as "
-            "model.components.heads()"
-        )
-    for name, restriction in components.items():
-        if not isinstance(restriction, Restriction):
-            raise TypeError(f"component {name!r} must be an slt.Restriction, got {restriction!r}")
+    found["components"] = needed_components(found.get("components"))
     taken = [name for name in ("observables", "collect") if found.get(name)]
     if taken:
         raise ValueError(
@@ -137,6 +135,29 @@ def _own_options(options: Any) -> dict[str, Any]:
             "slt.susceptibilities_from"
         )
     return found
+
+
+def _pieces(
+    posterior: LocalPosterior,
+    kernel: AbstractKernel,
+    components: Mapping[str, Restriction],
+    num_measured: int,
+    options: dict[str, Any],
+    slab_bytes: int,
+) -> list[dict[str, Restriction]]:
+    """Give the components that are sampled side by side; show the memory that it will take."""
+    num_chains = options.get("num_chains", 4)
+    most = slab_bytes // bytes_per_component(num_measured, num_chains)
+    pieces = slabs(components, max(1, most))
+    pace = Pace(
+        batch_length(options["num_draws"]),
+        options.get("num_steps_bw_draws", 1),
+        options.get("execution", Execution()).steps_per_chunk,
+    )
+    if options.get("progress", True):
+        size = predict(posterior, kernel, pieces, num_measured, num_chains, pace)
+        print(size, file=sys.stderr)
+    return pieces
 
 
 def batch_length(num_draws: int) -> int:
@@ -183,3 +204,50 @@ def susceptibilities_from(
         # A generator need not hold two runs at a time.
         del run
     return table.result()
+
+
+def susceptibility_observables(
+    posterior: LocalPosterior,
+    batches: Batches,
+    probes: Mapping[str, Any],
+    num_draws: int,
+    *,
+    full: bool = False,
+    evaluation: Probe | None = None,
+    batches_per_draw: int = 2,
+    tokens: bool = True,
+) -> dict[str, ProbeGaps]:
+    """Give what ``slt.sample`` must measure for ``slt.susceptibilities_from``.
+
+    Args:
+        posterior: the one that is sampled.
+        batches: the sampling data.
+        probes: as for ``slt.susceptibilities``.
+        num_draws: draws per chain, from which the length of batches for errors follows.
+        full: for the chains of all weights, instead of those of components.
+        evaluation: as for ``slt.susceptibilities``.
+        batches_per_draw: as for ``slt.susceptibilities``.
+        tokens: as for ``slt.susceptibilities``.
+    """
+    joined = join_probes(probes, posterior, batches)
+    statistic = (Shifts if full else Products)(batch_length(num_draws))
+    return _observables(joined, statistic, evaluation, batches_per_draw, tokens)
+
+
+def _observables(
+    joined: Probes,
+    statistic: AbstractStatistic,
+    evaluation: Probe | None,
+    batches_per_draw: int,
+    tokens: bool,
+) -> dict[str, ProbeGaps]:
+    observable = ProbeGaps(
+        probe=joined.probe,
+        statistic=statistic,
+        evaluation=evaluation,
+        names=joined.names,
+        counts=joined.counts,
+        batches_per_draw=batches_per_draw,
+        tokens=tokens,
+    )
+    return {OBSERVABLE: observable}

@@ -1,10 +1,11 @@
 """What speaks against susceptibilities: lost chains, short batches, no signal beyond the prior."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import f
 
 from slt_jax.estimators.series import autocorrelation_time
 from slt_jax.estimators.verdict import OK, Verdict
@@ -16,22 +17,34 @@ MIN_FULL = 4
 MAX_DROPPED = 0.05
 
 
-class Lengths(NamedTuple):
-    """How long one run is: draws, batches and their length, and its autocorrelation time."""
+class Quality(NamedTuple):
+    """How good one run is.
 
+    Draws, batches of them and their length; the longest autocorrelation time over its components;
+    and by component the spread between chains over the error from batches, as variances.
+    """
+
+    name: str
+    num_chains: int
     num_draws: int
     num_batches: int
     batch_length: int
     autocorrelation_time: float
+    between: Mapping[str, float]
 
 
-def lengths(run: Run, num_batches: int, batch_length: int) -> Lengths:
-    """Measure the longest autocorrelation time of the gap over the components of a run."""
+def quality(
+    name: str, run: Run, num_batches: int, batch_length: int, between: Mapping[str, float]
+) -> Quality:
+    """Judge a run; the autocorrelation time is that of the gap."""
     times = [1.0]
     for gap, alive in zip(run.traces["gap"], run.health.alive, strict=True):
         if alive.any():
             times.append(autocorrelation_time(gap[alive].mean(axis=0).astype(np.float64)))
-    return Lengths(run.num_draws, num_batches, batch_length, max(times))
+    chains = run.settings.num_chains
+    return Quality(
+        name, chains, run.num_draws, num_batches, batch_length, max(times), dict(between)
+    )
 
 
 class Lost(NamedTuple):
@@ -42,8 +55,8 @@ class Lost(NamedTuple):
 
 
 def findings(
-    full: Lengths,
-    components: Sequence[Lengths],
+    full: Quality,
+    components: Sequence[Quality],
     lost: Lost,
     adapting: bool,
     localized: bool,
@@ -62,6 +75,7 @@ def findings(
     found = (
         _diverged(lost),
         _too_short(full, components),
+        _chains_disagree([full, *components]),
         _only_localization(excess),
         _full_too_short(full, components),
         _adapting(adapting),
@@ -82,19 +96,37 @@ def _diverged(lost: Lost) -> Verdict | None:
     )
 
 
-def _too_short(full: Lengths, components: Sequence[Lengths]) -> Verdict | None:
-    for name, one in [("the full chain", full), *(("the components", one) for one in components)]:
+def _too_short(full: Quality, components: Sequence[Quality]) -> Verdict | None:
+    for one in (full, *components):
         time, batches = one.autocorrelation_time, one.num_batches
         needed = math.ceil(MIN_BATCHES * MIN_TIMES * time)
         if batches >= MIN_BATCHES and one.batch_length >= MIN_TIMES * time:
             continue
         return Verdict(
             "too short",
-            f"the errors of {name} come from {batches} batches of {one.batch_length} draws, where "
-            f"{MIN_BATCHES} batches of {MIN_TIMES} autocorrelation times ({time:.1f} draws) are "
+            f"errors of {one.name} come from {batches} batches of {one.batch_length} draws, "
+            f"where {MIN_BATCHES} of {MIN_TIMES} autocorrelation times ({time:.1f} draws) are "
             "needed",
             f"Take {needed} draws or more, or more steps per draw",
         )
+    return None
+
+
+def _chains_disagree(runs: Sequence[Quality]) -> Verdict | None:
+    count = sum(len(one.between) for one in runs)
+    for one in runs:
+        if one.num_batches < 2 or one.num_chains < 2:
+            continue
+        # All entries of a component may move together: no better than the spread of one of them.
+        limit = float(f.ppf(1 - 1e-3 / count, one.num_chains - 1, one.num_batches - 1))
+        name = max(one.between, key=lambda component: one.between[component])
+        if one.between[name] > limit:
+            return Verdict(
+                "chains disagree",
+                f"in {name} the variance between chains is {one.between[name]:.1f} times what "
+                "batches of draws within them say",
+                "Take more draws; if it stays, the chains sit in different regions",
+            )
     return None
 
 
@@ -109,7 +141,7 @@ def _only_localization(excess: float) -> Verdict | None:
     )
 
 
-def _full_too_short(full: Lengths, components: Sequence[Lengths]) -> Verdict | None:
+def _full_too_short(full: Quality, components: Sequence[Quality]) -> Verdict | None:
     longest = max(one.num_draws for one in components)
     if full.num_draws >= MIN_FULL * longest:
         return None

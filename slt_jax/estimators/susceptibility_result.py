@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +15,7 @@ from slt_jax.estimators.verdict import Verdict
 _SCALES = {
     "raw": (
         "nats^2",
-        "raw χ in nats²; every component has an unknown factor of its own: compare tokens within a "
-        "component, not components",
+        "raw χ in nats², with an unknown factor per component: compare tokens, not components",
     ),
     "z-score": ("1", "χ in standard deviations over the tokens of each component, about the mean"),
     "correlation": ("1", "χ over the root mean squares of g and of ℓ̃ − E_full[ℓ̃], at most 1"),
@@ -105,6 +104,47 @@ class Susceptibilities:
     findings: tuple[Verdict, ...]
     metadata: Mapping[str, Any]
     coarser: Mapping[str, "Susceptibilities"]
+
+    @classmethod
+    def of_datasets(
+        cls,
+        values: Mapping[str, Any],
+        datasets: Sequence[str],
+        *,
+        errors: Mapping[str, Any] | None = None,
+        n_beta: float,
+    ) -> "Susceptibilities":
+        """Make the object of numbers from elsewhere, without chains, control or findings.
+
+        Args:
+            values: component → χ of every data set, nats².
+            datasets: their names.
+            errors: component → standard errors; None for 0.
+            n_beta: nβ of the chains that they come from.
+        """
+        matrix = np.asarray(list(values.values()), np.float64)
+        error = np.zeros_like(matrix)
+        if errors is not None:
+            error = np.asarray([errors[name] for name in values], np.float64)
+        count, unknown = len(datasets), np.full_like(matrix, np.nan)
+        nothing, nowhere = np.full(count, np.nan), np.full(count, -1)
+        names = np.asarray(datasets, dtype=np.str_)
+        made = dict.fromkeys(_MATRICES, unknown) | {
+            "susceptibility": matrix,
+            "standard_error": error,
+            "shared_error": np.zeros_like(matrix),
+        }
+        return cls(
+            components=tuple(values),
+            entries=Entries("dataset", names, nowhere, nowhere, np.ones(count), nothing),
+            scale="raw",
+            findings=(Verdict("not judged", "the numbers come from elsewhere", ""),),
+            metadata={"n_beta": float(n_beta)},
+            coarser={},
+            **made,
+            **dict.fromkeys(_OF_ENTRIES, nothing),
+            **dict.fromkeys(_OF_COMPONENTS, unknown[:, 0]),
+        )
 
     @property
     def verdict(self) -> Verdict:

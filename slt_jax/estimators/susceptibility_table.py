@@ -1,8 +1,9 @@
 """Susceptibilities as they come in, run by run: responses of components, collected and checked."""
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,13 +13,23 @@ from slt_jax._tree import path_table
 from slt_jax.estimators.control import control_of
 from slt_jax.estimators.moments import ProbeGaps, Products, Shifts
 from slt_jax.estimators.probes import Probes, Resolution, resolutions
-from slt_jax.estimators.susceptibility_findings import Lengths, Lost, findings, lengths
+from slt_jax.estimators.susceptibility_findings import Lost, Quality, findings, quality
 from slt_jax.estimators.susceptibility_result import Susceptibilities
 from slt_jax.estimators.two_chains import OBSERVABLE, FullMean, Response, full_mean, responses
 from slt_jax.run import ChainsDiverged, Run
 from slt_jax.statistics import AbstractStatistic
 
 _MIN_ENTRIES = 10
+# Column of the result → whether the control gives it, and where a response has it.
+_COLUMNS = {
+    "susceptibility": (False, "value"),
+    "standard_error": (False, "own_error"),
+    "covariance": (False, "covariance"),
+    "normalizer": (False, "scale"),
+    "control": (True, "value"),
+    "control_error": (True, "own_error"),
+    "control_normalizer": (True, "scale"),
+}
 _TOLD = (
     "kernel",
     "n_beta",
@@ -62,15 +73,15 @@ class Table:
             self.control_full = full_mean(control_of(full_run), drop_diverged=False)
         self.drop_diverged = drop_diverged
         losses, weights = jax.device_get(full_run.centers[OBSERVABLE][0])
-        self.probes = Probes(
-            observable.probe, observable.names, observable.counts, losses, weights
-        )
-        self.full_length = _lengths(full_run)
+        self.probes = Probes(observable.probe, observable.names, observable.counts, losses, weights)
+        between = {"the full chain": self.full.between}
+        self.full_quality = _quality("the full chain", full_run, between)
         alive = full_run.health.alive
         self.lost = Lost(int((~alive).sum()), alive.size)
         self.metadata = dict(full_run.metadata)
-        self.rows: dict[str, tuple[Response, Response | None]] = {}
-        self.lengths: list[Lengths] = []
+        self.gaps: dict[str, tuple[float, float, float]] = {}
+        self.columns: dict[str, dict[str, np.ndarray]] = {name: {} for name in _COLUMNS}
+        self.qualities: list[Quality] = []
         self.diverged: list[Run] = []
         self.fingerprints = [full_run.metadata["fingerprint"]]
         self.changing = False
@@ -85,22 +96,32 @@ class Table:
                 "probes, evaluation set and number of minibatches for both"
             )
         _check_settings(self.metadata, run)
-        control = {}
+        found = responses(run, self.full)
+        controls: dict[str, Response] = {}
         if self.control_full is not None:
-            control = responses(control_of(run), self.control_full)
-        for name, response in responses(run, self.full).items():
-            if name in self.rows:
+            controls = responses(control_of(run), self.control_full)
+        for name, response in found.items():
+            if name in self.gaps:
                 raise ValueError(f"two runs have a component called {name!r}")
-            self.rows[name] = response, control.get(name)
+            self._put(name, response, controls.get(name))
         alive = run.health.alive
         self.lost = Lost(self.lost.dropped + int((~alive).sum()), self.lost.total + alive.size)
         if not alive.all():
             self.diverged.append(run)
-        self.lengths.append(_lengths(run))
+        between = {name: response.between for name, response in found.items()}
+        self.qualities.append(_quality("the components", run, between))
         self.fingerprints.append(run.metadata["fingerprint"])
         weights = run.traces["weight"][alive]
         unfrozen = run.kernel.adapts and run.settings.num_burnin_steps == 0
         self.changing |= unfrozen or bool(np.ptp(weights, axis=-1).any())
+
+    def _put(self, name: str, response: Response, control: Response | None) -> None:
+        unknown = np.full(response.value.shape, np.nan)
+        for column, (is_control, field) in _COLUMNS.items():
+            source = control if is_control else response
+            self.columns[column][name] = unknown if source is None else getattr(source, field)
+        null = 0.0 if control is None else control.gap
+        self.gaps[name] = response.gap, response.gap_error, null
 
     def result(self, order: Sequence[str] | None = None) -> Susceptibilities:
         """Give what the runs so far say, or raise if chains were lost that may not be dropped.
@@ -109,74 +130,57 @@ class Table:
             order: the names of the components in the order of the result; None for that of the
                 runs.
         """
-        if not self.rows:
+        if not self.gaps:
             raise ValueError("no component was sampled: give at least one run of components")
-        names = tuple(self.rows if order is None else order)
+        names = tuple(self.gaps if order is None else order)
         result = self._assemble(names)
-        empty = [name for name in names if np.isnan(self.rows[name][0].gap)]
+        empty = [name for name in names if np.isnan(self.gaps[name][0])]
         if self.diverged and (empty or not self.drop_diverged):
             raise self._refusal(empty, result)
         return result
 
     def _assemble(self, names: tuple[str, ...]) -> Susceptibilities:
         found = resolutions(self.probes, self.observable.tokens)
-        finest = next(iter(found))
-        made = {kind: self._matrices(names, one) for kind, one in found.items()}
+        finest, *others = found
+        gaps = np.asarray([self.gaps[name] for name in names]).T
+        # The finest comes last: it is large, and takes the place of what it is made of.
+        made = {kind: self._matrices(names, found[kind], gaps) for kind in (*others, finest)}
         shared = {
             "components": names,
             "scale": "raw",
             "findings": self._findings(made[finest]),
             "metadata": self._metadata(),
-            "observable_mean": np.asarray([self.rows[name][0].gap for name in names]),
-            "observable_error": np.asarray([self.rows[name][0].gap_error for name in names]),
+            "observable_mean": gaps[0],
+            "observable_error": gaps[1],
         }
-        coarser = {
-            kind: Susceptibilities(
-                entries=found[kind].entries, coarser={}, **made[kind], **shared
-            )
-            for kind in list(found)[1:]
+        results = {
+            kind: Susceptibilities(entries=found[kind].entries, coarser={}, **matrices, **shared)
+            for kind, matrices in made.items()
         }
-        return Susceptibilities(
-            entries=found[finest].entries, coarser=coarser, **made[finest], **shared
-        )
+        return dataclasses.replace(results.pop(finest), coarser=results)
 
-    def _matrices(self, names: Sequence[str], resolution: Resolution) -> dict[str, np.ndarray]:
+    def _matrices(
+        self, names: Sequence[str], resolution: Resolution, gaps: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """Give everything that has a value per entry, at one resolution."""
-        numbers = resolution.numbers
-        rows = [self.rows[name][0] for name in names]
-        controls = [self.rows[name][1] for name in names]
-
-        def stack(parts: list[Any], field: str) -> np.ndarray:
-            unknown = np.full(numbers.size, np.nan)
-            return np.stack(
-                [unknown if part is None else getattr(part, field)[numbers] for part in parts]
-            )
-
-        gaps = np.asarray([row.gap for row in rows])
-        full_error = self.full.standard_error[numbers]
-        shared = np.abs(gaps)[:, None] * full_error
-        control_error = stack(controls, "own_error")
+        numbers, made = resolution.numbers, {}
+        for column, values in self.columns.items():
+            made[column] = np.stack([values[name][numbers] for name in names])
+            if resolution.is_finest:
+                values.clear()
+        made["full_mean"] = self.full.mean[numbers]
+        made["full_error"] = self.full.standard_error[numbers]
+        made["shared_error"] = np.abs(gaps[0])[:, None] * made["full_error"]
+        np.hypot(made["standard_error"], made["shared_error"], out=made["standard_error"])
         if self.control_full is not None:
-            null = np.asarray([0.0 if part is None else part.gap for part in controls])
-            common = null[:, None] * self.control_full.standard_error[numbers]
-            control_error = np.hypot(control_error, common)
-        return {
-            "susceptibility": stack(rows, "value"),
-            "standard_error": np.hypot(stack(rows, "own_error"), shared),
-            "shared_error": shared,
-            "covariance": stack(rows, "covariance"),
-            "normalizer": stack(rows, "scale"),
-            "control": stack(controls, "value"),
-            "control_error": control_error,
-            "control_normalizer": stack(controls, "scale"),
-            "full_mean": self.full.mean[numbers],
-            "full_error": full_error,
-        }
+            common = np.abs(gaps[2])[:, None] * self.control_full.standard_error[numbers]
+            np.hypot(made["control_error"], common, out=made["control_error"])
+        return made
 
     def _findings(self, made: dict[str, np.ndarray]) -> Any:
         return findings(
-            self.full_length,
-            self.lengths,
+            self.full_quality,
+            self.qualities,
             self.lost,
             self.changing and self.control_full is not None,
             self.localized or not self.wants_control,
@@ -186,13 +190,13 @@ class Table:
     def _metadata(self) -> dict[str, Any]:
         told = {name: self.metadata[name] for name in _TOLD if name in self.metadata}
         parts = " ".join([*self.fingerprints, self.digest])
-        longest = max(self.lengths, key=lambda one: one.num_draws)
+        longest = max(self.qualities, key=lambda one: one.num_draws)
         return told | {
             "num_draws": longest.num_draws,
-            "num_full_draws": self.full_length.num_draws,
+            "num_full_draws": self.full_quality.num_draws,
             "num_batches": longest.num_batches,
             "batch_length": longest.batch_length,
-            "autocorrelation_time": max(one.autocorrelation_time for one in self.lengths),
+            "autocorrelation_time": max(one.autocorrelation_time for one in self.qualities),
             "batches_per_draw": self.observable.batches_per_draw,
             "evaluation": "minibatches" if self.observable.evaluation is None else "fixed set",
             "num_dropped": self.lost.dropped,
@@ -223,10 +227,10 @@ def _observable(run: Run, statistic: type[AbstractStatistic]) -> ProbeGaps:
     if not isinstance(found, ProbeGaps) or not isinstance(found.statistic, statistic):
         whose = "the full chain" if statistic is Shifts else "components"
         raise ValueError(
-            f"the run did not measure the loss on the sampling data together with the losses on "
-            f"the probes as susceptibilities need them of {whose}: it has the observables "
-            f"{list(run.observables)}. Sample with observables=slt.susceptibility_observables(...), "
-            "of the full chain with full=True"
+            "the run did not measure the loss on the sampling data together with the losses on "
+            f"the probes, as is needed of {whose}: it has the observables {list(run.observables)}. "
+            "Sample with observables=slt.susceptibility_observables(...), of the full chain with "
+            "full=True"
         )
     if run.num_draws < 2:
         raise ValueError(
@@ -257,9 +261,9 @@ def _check_settings(full: dict[str, Any], run: Run) -> None:
         )
 
 
-def _lengths(run: Run) -> Lengths:
+def _quality(name: str, run: Run, between: Mapping[str, float]) -> Quality:
     total, statistic = run.total(OBSERVABLE), run.observables[OBSERVABLE].statistic
-    return lengths(run, int(total["batches"]), statistic.batch_length)
+    return quality(name, run, int(total["batches"]), statistic.batch_length, between)
 
 
 def _excess(made: dict[str, np.ndarray]) -> float:

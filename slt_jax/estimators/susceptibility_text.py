@@ -1,6 +1,7 @@
 """How susceptibilities print: a table by data set, and what to know before reading it."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,23 +48,28 @@ def _table(chi: "Susceptibilities") -> list[str]:
 
 
 def _notes(chi: "Susceptibilities") -> list[str]:
-    told, lines = chi.metadata, ["  χ < 0: the component expresses the data, χ > 0: it resists them"]
-    share = np.median(chi.shared_error / np.maximum(chi.standard_error, 1e-300))
-    lines.append(
-        f"  the full chain's error is shared by all components: {100 * share:.0f} % of the "
-        "standard error (median)"
-    )
+    lines = ["  χ < 0: the component expresses the data, χ > 0: it resists them"]
+    if chi.shared_error.any():
+        share = np.median(chi.shared_error / np.maximum(chi.standard_error, 1e-300))
+        lines.append(
+            f"  the full chain's error is shared by all components: {100 * share:.0f} % of the "
+            "standard error (median)"
+        )
     if np.isfinite(chi.control).any() and chi.entries.weight.size > 2:
         correlation = chi.against_control().correlation
         lines.append(
             f"  without data (nβ = 0) {np.nanmedian(correlation):+.2f} correlated with it (median "
             f"over components, from {np.nanmin(correlation):+.2f} to {np.nanmax(correlation):+.2f})"
         )
-    lines.append(
-        f"  {told['num_chains']} chains × {told['num_draws']} draws, the full chain "
-        f"{told['num_chains']} × {told['num_full_draws']}; errors from {told['num_batches']} "
-        f"batches of {told['batch_length']} draws; nβ {told['n_beta']:.4g}, "
-        f"γ {told['localization']:.4g}"
-    )
-    lines.append(f"  verdict: {chi.verdict}")
+    lines += [*_settings(chi.metadata), f"  verdict: {chi.verdict}"]
     return lines + [f"  also {finding}" for finding in chi.findings[1:]]
+
+
+def _settings(told: Mapping[str, Any]) -> list[str]:
+    if "num_draws" not in told:
+        return []
+    length = f"{told['num_chains']} chains × {told['num_draws']} draws"
+    full = f"the full chain {told['num_chains']} × {told['num_full_draws']}"
+    errors = f"errors from {told['num_batches']} batches of {told['batch_length']} draws"
+    target = f"nβ {told['n_beta']:.4g}, γ {told['localization']:.4g}"
+    return [f"  {length}, {full}; {errors}; {target}"]

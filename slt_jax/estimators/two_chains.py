@@ -12,14 +12,16 @@ from slt_jax.run import ChainsDiverged, Run
 OBSERVABLE = "susceptibility"
 """The name under which a run measures what susceptibilities are made of."""
 
-MIN_CHAINS = 4
-
 
 class FullMean(NamedTuple):
-    """E_full[ℓ̃ − ℓ̃(w*)] of every entry, in nats, with its standard error."""
+    """E_full[ℓ̃ − ℓ̃(w*)] of every entry, in nats, with its standard error.
+
+    ``between`` is as in ``Response``.
+    """
 
     mean: Float[np.ndarray, " entry"]
     standard_error: Float[np.ndarray, " entry"]
+    between: float
 
 
 class Response(NamedTuple):
@@ -28,7 +30,8 @@ class Response(NamedTuple):
     ``value`` is χ̂ and ``own_error`` its standard error from these chains alone, ``covariance``
     the part −Cov_C(g, ℓ̃) of it, all ``[entry]`` in nats². ``gap`` is E_C[g] in nats with
     ``gap_error``; ``scale``, in nats², the root mean square of g times that of ℓ̃ about its mean
-    over the full chain.
+    over the full chain. ``between`` is the squared error from the spread between chains over the
+    one from batches of draws, averaged over entries: near 1 if the chains agree.
     """
 
     value: Float[np.ndarray, " entry"]
@@ -37,6 +40,7 @@ class Response(NamedTuple):
     scale: Float[np.ndarray, " entry"]
     gap: float
     gap_error: float
+    between: float
 
 
 def full_mean(run: Run, drop_diverged: bool) -> FullMean:
@@ -56,8 +60,8 @@ def full_mean(run: Run, drop_diverged: bool) -> FullMean:
     sums = {name: leaf[0] for name, leaf in total["sums"].items()}
     term = sums["loss"] - sums["gap"][:, None]
     mean = term[alive].sum(axis=0) / sums["weight"][alive].sum()
-    error = _error(run, 0, total, alive, {"weight": mean})
-    return FullMean(mean, _larger(run, error, term[alive], sums["weight"][alive]))
+    error = _error(0, total, alive, {"weight": mean})
+    return FullMean(mean, error, _between(term[alive], sums["weight"][alive], error))
 
 
 def responses(run: Run, full: FullMean) -> dict[str, Response]:
@@ -68,14 +72,16 @@ def responses(run: Run, full: FullMean) -> dict[str, Response]:
     """
     total = run.total(OBSERVABLE)
     return {
-        name: _response(run, number, total, full) if run.health.alive[number].any() else _nothing(full)
+        name: _response(run, number, total, full)
+        if run.health.alive[number].any()
+        else _nothing(full)
         for number, name in enumerate(run.components)
     }
 
 
 def _nothing(full: FullMean) -> Response:
     unknown = np.full(full.mean.shape, np.nan)
-    return Response(unknown, unknown, unknown, unknown, np.nan, np.nan)
+    return Response(unknown, unknown, unknown, unknown, np.nan, np.nan, np.nan)
 
 
 def _response(run: Run, number: int, total: dict[str, Any], full: FullMean) -> Response:
@@ -90,7 +96,7 @@ def _response(run: Run, number: int, total: dict[str, Any], full: FullMean) -> R
     # −χ̂ = E_C[g (ℓ̃ − f)], f the mean over the full chain: linear in the chains of the component.
     mean_product = product - square
     value = mean_product - gap * full.mean
-    error = _error(run, number, total, alive, {"gap": full.mean, "weight": value})
+    error = _error(number, total, alive, {"gap": full.mean, "weight": value})
     term = sums["product"] - sums["square"][:, None] - sums["gap"][:, None] * full.mean
     spread = power - 2 * product + square - 2 * full.mean * shift + full.mean**2
     with np.errstate(invalid="ignore"):
@@ -98,11 +104,12 @@ def _response(run: Run, number: int, total: dict[str, Any], full: FullMean) -> R
     gap_series = {"weight": np.asarray([gap])}
     return Response(
         -value,
-        _larger(run, error, term, sums["weight"]),
+        error,
         -(mean_product - gap * shift),
         scale,
         float(gap),
-        float(_error(run, number, _of_gap(total), alive, gap_series)[0]),
+        float(_error(number, _of_gap(total), alive, gap_series)[0]),
+        _between(term, sums["weight"], error),
     )
 
 
@@ -111,16 +118,13 @@ def _of_gap(total: dict[str, Any]) -> dict[str, Any]:
 
     def of(squares: Squares) -> Squares:
         mixed = {"weight": squares.other["gap weight"][..., None]}
-        return Squares(
-            squares.other["gap gap"][..., None], mixed, squares.other, squares.weight
-        )
+        return Squares(squares.other["gap gap"][..., None], mixed, squares.other, squares.weight)
 
     kinds = ("per chain", "together")
     return {kind: of(total[kind]) for kind in kinds} | {"batches": total["batches"]}
 
 
 def _error(
-    run: Run,
     number: int,
     total: dict[str, Any],
     alive: np.ndarray,
@@ -139,11 +143,12 @@ def _error(
     return ratio_error(squares, coefficients, count).mean(axis=0)
 
 
-def _larger(run: Run, error: np.ndarray, term: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Give the larger of an error and the one from the spread of independent chains (D4)."""
-    independent = run.batches.per_chain or run.kernel.full_batch
-    if not independent or len(weight) < MIN_CHAINS:
-        return error
-    means = term / weight[:, None]
-    return np.maximum(error, means.std(axis=0, ddof=1) / np.sqrt(len(weight)))
-
+def _between(term: np.ndarray, weight: np.ndarray, error: np.ndarray) -> float:
+    """Compare the spread of the means of chains with an error that does not know of it."""
+    if len(weight) < 2:
+        return float("nan")
+    variance = (term / weight[:, None]).var(axis=0, ddof=1) / len(weight)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = variance / error**2
+    known = np.isfinite(ratio)
+    return float(ratio[known].mean()) if known.any() else float("nan")
