@@ -9,6 +9,10 @@ from slt_jax.data import epoch_order as epoch_order
 from slt_jax.estimators.difference import LLCDifference as LLCDifference
 from slt_jax.estimators.llc import llc as llc
 from slt_jax.estimators.llc import llc_from as llc_from
+from slt_jax.estimators.patterning import Patterning as Patterning
+from slt_jax.estimators.patterning import patterning as patterning
+from slt_jax.estimators.refined import RefinedLLC as RefinedLLC
+from slt_jax.estimators.refined import refined_llc as refined_llc
 from slt_jax.estimators.result import LLCResult as LLCResult
 from slt_jax.estimators.susceptibilities import susceptibilities as susceptibilities
 from slt_jax.estimators.susceptibilities import susceptibilities_from as susceptibilities_from

@@ -14,6 +14,7 @@ from slt_jax._types import ChainKey, Counter, Displacement
 from slt_jax.carry import Carry, Rows
 from slt_jax.kernels.base import AbstractKernel, Info
 from slt_jax.noise import noise_like, stream_of
+from slt_jax.persistence import AbstractStore
 from slt_jax.posterior import LocalPosterior
 from slt_jax.run import Health, Run
 from slt_jax.sampling import extend
@@ -118,7 +119,7 @@ def _begin(
     )
 
 
-def control_of(run: Run, progress: bool = False) -> Run:
+def control_of(run: Run, store: AbstractStore | None = None) -> Run:
     """Measure what a run measured at as many draws of its kernel without data (definition D6).
 
     The step sizes are those of the run's last states, averaged over chains: exact if they did not
@@ -126,7 +127,7 @@ def control_of(run: Run, progress: bool = False) -> Run:
 
     Args:
         run: with a localization above 0, or nothing holds the control.
-        progress: show a progress bar.
+        store: where to keep it.
     """
     arrays, static = split(run.kernel)
     rows, carry = _begin(
@@ -153,4 +154,4 @@ def control_of(run: Run, progress: bool = False) -> Run:
         totals={},
         health=Health(np.ones(shape, bool), np.full(shape, -1)),
     )
-    return extend(begun, run.num_draws, progress=progress)
+    return extend(begun, run.num_draws, progress=False, store=store)

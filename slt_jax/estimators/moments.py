@@ -15,7 +15,6 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from slt_jax._types import Scalar
-from slt_jax.data import Probe
 from slt_jax.estimators.probes import flatten
 from slt_jax.minibatch import over_minibatches
 from slt_jax.observables import AbstractObservable, LossValues, MeanLoss, check_every
@@ -38,19 +37,19 @@ class ProbeGaps(AbstractObservable):
     """The loss on the sampling data and the losses on probes, at one draw.
 
     Args:
-        probe: all data sets, one after the other.
-        names, counts: their names and numbers of examples.
+        losses: of the probes, all data sets one after the other.
         statistic: ``Products()`` for the chains of components, ``Shifts()`` for those of all
             weights.
-        evaluation: examples of the sampling data on which L is measured; None for minibatches.
+        evaluation: the loss on fixed examples of the sampling data; None for minibatches.
+        names, counts: names of the data sets and their numbers of examples.
         batches_per_draw: minibatches per draw, at least 2.
         tokens: whether every loss is kept by itself, besides means of sequences and data sets.
         every: measure at every so many draws.
     """
 
-    probe: Probe
+    losses: LossValues
     statistic: AbstractStatistic
-    evaluation: Probe | None
+    evaluation: MeanLoss | None
     names: tuple[str, ...] = eqx.field(static=True)
     counts: tuple[int, ...] = eqx.field(static=True)
     batches_per_draw: int = eqx.field(static=True, default=2)
@@ -69,25 +68,32 @@ class ProbeGaps(AbstractObservable):
     def num_fresh(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 0 if self.evaluation is not None else self.batches_per_draw
 
+    def prepare(self, target):
+        parts = (self.losses, self.evaluation)
+        prepared = tuple(None if part is None else part.prepare(target) for part in parts)
+        return eqx.tree_at(
+            lambda o: (o.losses, o.evaluation), self, prepared, is_leaf=lambda node: node is None
+        )
+
     def measure(self, target, displacement, fresh):
-        losses = LossValues(probe=self.probe).measure(target, displacement, None)
+        losses = self.losses.measure(target, displacement, None)
         if self.evaluation is not None:
-            return losses, LossValues(probe=self.evaluation).measure(target, displacement, None)
+            return losses, self.evaluation.measure(target, displacement, None)
         assert fresh is not None
         return losses, over_minibatches(lambda batch: target.gap(displacement, batch), fresh)
 
     def relative(self, value, center):
-        (losses, weights), sampled = value
-        change = jnp.where(weights > 0, losses - center[0][0], jnp.zeros_like(losses))
+        (_, weights), sampled = value
+        change = self.losses.relative(value[0], center[0])
         flat = flatten((self.counts, self.tokens), change, weights)
         if self.evaluation is not None:
-            gap = MeanLoss(probe=self.evaluation).relative(sampled, center[1])
+            gap = self.evaluation.relative(sampled, center[1])
             return Gaps(gap, gap**2, flat)
+        # A run may draw more of them, for another observable.
         count = self.batches_per_draw
         gaps = sampled[:count]
-        pairs = gaps[:, None] * gaps[None, :]
-        square = jnp.sum(jnp.where(jnp.eye(count, dtype=bool), 0.0, pairs)) / (count * (count - 1))
-        return Gaps(jnp.mean(gaps), square, flat)
+        pairs = jnp.where(jnp.eye(count, dtype=bool), 0.0, gaps[:, None] * gaps[None, :])
+        return Gaps(jnp.mean(gaps), jnp.sum(pairs) / (count * (count - 1)), flat)
 
 
 class AbstractMoments(AbstractStatistic):

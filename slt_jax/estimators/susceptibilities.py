@@ -18,6 +18,7 @@ from slt_jax.estimators.susceptibility_table import Table
 from slt_jax.estimators.two_chains import OBSERVABLE
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.noise import stream_of
+from slt_jax.observables import LossValues, MeanLoss
 from slt_jax.posterior import LocalPosterior
 from slt_jax.restriction import Restriction
 from slt_jax.run import Execution, Run, SampleOptions
@@ -116,10 +117,11 @@ def susceptibilities(
     full_key = jax.random.fold_in(key, stream_of("full chain"))
     shifts, products = Shifts(batch_length(num_full)), Products(batch_length(num_draws))
     full_run = run("full", full_key, shifts, num_draws=num_full)
-    table = Table(full_run, control, drop_diverged)
+    table = Table(full_run, control, drop_diverged, shared.get("store"))
     del full_run
     for number, piece in enumerate(pieces):
-        table.add(run(f"components {number}", key, products, components=piece))
+        name = f"components {number}"
+        table.add(run(name, key, products, components=piece), name)
     return table.result(tuple(components))
 
 
@@ -242,9 +244,9 @@ def _observables(
     tokens: bool,
 ) -> dict[str, ProbeGaps]:
     observable = ProbeGaps(
-        probe=joined.probe,
+        losses=LossValues(probe=joined.probe),
         statistic=statistic,
-        evaluation=evaluation,
+        evaluation=None if evaluation is None else MeanLoss(probe=evaluation),
         names=joined.names,
         counts=joined.counts,
         batches_per_draw=batches_per_draw,

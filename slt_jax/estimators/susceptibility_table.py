@@ -16,6 +16,7 @@ from slt_jax.estimators.probes import Probes, Resolution, resolutions
 from slt_jax.estimators.susceptibility_findings import Lost, Quality, findings, quality
 from slt_jax.estimators.susceptibility_result import Susceptibilities
 from slt_jax.estimators.two_chains import OBSERVABLE, FullMean, Response, full_mean, responses
+from slt_jax.persistence import AbstractStore
 from slt_jax.run import ChainsDiverged, Run
 from slt_jax.statistics import AbstractStatistic
 
@@ -73,7 +74,9 @@ class Table:
             self.control_full = full_mean(control_of(full_run), drop_diverged=False)
         self.drop_diverged = drop_diverged
         losses, weights = jax.device_get(full_run.centers[OBSERVABLE][0])
-        self.probes = Probes(observable.probe, observable.names, observable.counts, losses, weights)
+        self.probes = Probes(
+            observable.losses.probe, observable.names, observable.counts, losses, weights
+        )
         between = {"the full chain": self.full.between}
         self.full_quality = _quality("the full chain", full_run, between)
         alive = full_run.health.alive
@@ -243,7 +246,7 @@ def _digest(observable: ProbeGaps) -> str:
     """Name what is measured: data sets, their examples and weights, and how L is measured."""
     told = (observable.names, observable.counts, observable.batches_per_draw, observable.tokens)
     digest = hashlib.blake2b(repr(told).encode(), digest_size=16)
-    for path, leaf in path_table((observable.probe, observable.evaluation)).items():
+    for path, leaf in path_table((observable.losses, observable.evaluation)).items():
         digest.update(path.encode() + np.asarray(jax.device_get(leaf)).tobytes())
     return digest.hexdigest()
 

@@ -8,6 +8,7 @@ import pytest
 import slt_jax as slt
 from slt_jax.estimators.moments import Gaps, ProbeGaps, Products, Shifts, ratio_error
 from slt_jax.estimators.probes import Probes, flatten, resolutions
+from slt_jax.observables import LossValues
 
 NUM_BATCHES, LENGTH, ENTRIES = 30, 4, 5
 
@@ -139,7 +140,7 @@ def test_products_of_different_minibatches():
     probe = slt.Probe(np.zeros((3, 2), np.float32))
     gaps = np.asarray([1.0, 2.0, 5.0], np.float32)
     observable = ProbeGaps(
-        probe=probe,
+        losses=LossValues(probe=probe),
         statistic=Products(),
         evaluation=None,
         names=("a",),
