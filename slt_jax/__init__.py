@@ -20,7 +20,17 @@ from slt_jax.estimators.llc import llc_from as llc_from
 from slt_jax.estimators.loss_kernel import LossKernel as LossKernel
 from slt_jax.estimators.loss_kernel import loss_kernel as loss_kernel
 from slt_jax.estimators.loss_kernel import loss_kernel_from as loss_kernel_from
+from slt_jax.estimators.patterning import Patterning as Patterning
+from slt_jax.estimators.patterning import patterning as patterning
+from slt_jax.estimators.refined import RefinedLLC as RefinedLLC
+from slt_jax.estimators.refined import refined_llc as refined_llc
 from slt_jax.estimators.result import LLCResult as LLCResult
+from slt_jax.estimators.susceptibilities import susceptibilities as susceptibilities
+from slt_jax.estimators.susceptibilities import susceptibilities_from as susceptibilities_from
+from slt_jax.estimators.susceptibilities import (
+    susceptibility_observables as susceptibility_observables,
+)
+from slt_jax.estimators.susceptibility_result import Susceptibilities as Susceptibilities
 from slt_jax.estimators.verdict import Verdict as Verdict
 from slt_jax.kernels import AbstractKernel as AbstractKernel
 from slt_jax.kernels import Info as Info

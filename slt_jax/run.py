@@ -24,11 +24,13 @@ class ChainsDiverged(ValueError):
     """Raised when a number is asked of a run in which chains became non-finite.
 
     ``run`` is that run, so that nothing is lost: ``slt.llc_from(error.run, drop_diverged=True)``.
+    ``result`` is what an estimator that made several runs says without those chains, else None.
     """
 
-    def __init__(self, message: str, run: "Run"):
+    def __init__(self, message: str, run: "Run", result: Any = None):
         super().__init__(message)
         self.run = run
+        self.result = result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +212,15 @@ class Run:
         """The number of draws per chain so far."""
         return self.traces["gap"].shape[-1]
 
+    def total(self, name: str) -> Any:
+        """Give the float64 sums of an observable over all its draws so far, None if none."""
+        statistic, total = self.observables[name].statistic, self.totals.get(name)
+        if not int(jax.device_get(self.carry.counts[name])):
+            return total
+        sums = jax.device_get(self.carry.partials[name])
+        rows = jax.tree.map(lambda leaf: host_rows(leaf, len(self.components)), sums)
+        return statistic.merge(total, statistic.contribution(rows, finished=False))
+
     @property
     def statistics(self) -> dict[str, Estimate]:
         """The estimate of every observable, relative to its value at w*, over all its draws."""
@@ -218,12 +229,8 @@ class Run:
 
     def estimate(self, name: str) -> Estimate | None:
         """Give the estimate of one observable, or None if it was never measured."""
-        statistic, total = self.observables[name].statistic, self.totals.get(name)
-        if int(jax.device_get(self.carry.counts[name])):
-            sums = jax.device_get(self.carry.partials[name])
-            rows = jax.tree.map(lambda leaf: host_rows(leaf, len(self.components)), sums)
-            total = statistic.merge(total, statistic.contribution(rows, finished=False))
-        return statistic.finalize(total) if total else None
+        total = self.total(name)
+        return self.observables[name].statistic.finalize(total) if total else None
 
     @property
     def positions(self) -> dict[str, np.ndarray]:

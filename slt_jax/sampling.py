@@ -155,8 +155,12 @@ def _chunk_length(run: Run, feed: Feed) -> int:
         for name, observable in _compiled(run).items()
         for leaf in jax.tree.leaves(run.carry.partials[name])
     )
-    per_step = feed.bytes_per_step + held / run.settings.num_steps_bw_draws
-    return max(1, min(_LONGEST_CHUNK, int(_CHUNK_BYTES // max(per_step, 1))))
+    return chunk_steps(feed.bytes_per_step + held / run.settings.num_steps_bw_draws)
+
+
+def chunk_steps(bytes_per_step: float) -> int:
+    """Give the steps of a chunk whose buffers grow by this much per step."""
+    return max(1, min(_LONGEST_CHUNK, int(_CHUNK_BYTES // max(bytes_per_step, 1))))
 
 
 def _continue(
@@ -189,6 +193,8 @@ def _continue(
                 # Dispatch is asynchronous: the next batches are gathered while the device works.
                 upcoming = next(supply, None)
                 ledger.absorb(segment, records, carry)
+                # Finished sums may be large: make room for those of the next chunk.
+                del records
             bar.show(ledger)
             recorder.visit(ledger, carry)
             progress = _progress(ledger, carry)

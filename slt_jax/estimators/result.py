@@ -164,7 +164,7 @@ class LLCResult:
         sign = "" if self.comparable_starts else "≥ "
         lost = f", {self.num_dropped} dropped" if self.num_dropped else ""
         head = (
-            f"LLC {_with_error(self.mean, self.standard_error)} ({self.num_chains} chains{lost}, "
+            f"LLC {with_error(self.mean, self.standard_error)} ({self.num_chains} chains{lost}, "
             f"R-hat {sign}{self.r_hat:.2f}, ESS {self.ess:.0f}; loss at w* {self.init_loss:.4f}; "
             f"verdict: {self.verdict})"
         )
@@ -178,7 +178,7 @@ class LLCResult:
         lines = [resolution]
         if math.isfinite(self.control):
             lines.append(
-                f"  without data {_with_error(self.control, self.control_error)}; signal "
+                f"  without data {with_error(self.control, self.control_error)}; signal "
                 f"{self.signal:.2f} ± {self.signal_error:.2f}"
             )
         if math.isfinite(self.bias.step_size):
@@ -333,10 +333,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share < 10 else "over 1000 %"
 
 
-def _with_error(value: float, error: float) -> str:
+def with_error(value: float, error: float) -> str:
     """Write a value with its error, at the digits that the error leaves.
 
-    >>> _with_error(41.2871, 1.234)
+    >>> with_error(41.2871, 1.234)
     '41.3 ± 1.2'
     """
     if not (math.isfinite(error) and error > 0):

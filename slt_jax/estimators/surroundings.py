@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from slt_jax._tree import Static, choose, inner, join, norm, on_device, split
 from slt_jax._types import ChainKey, Displacement, Scalar, setting
+from slt_jax.estimators.control import AT_REST, prior_draw
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.minibatch import Minibatch, over_minibatches
 from slt_jax.noise import noise_like, stream_of
@@ -23,7 +24,6 @@ _NUM_NOISE_BATCHES = 8
 _NUM_PROBES = 2
 _NUM_NOISE_STARTS = 2
 _NUM_LANCZOS_STEPS = 6
-_AT_REST = 1e9
 
 
 class Lanczos(NamedTuple):
@@ -72,7 +72,7 @@ def look_around(run: Run, component: int, rows: np.ndarray) -> Surroundings:
     draws = np.linspace(0, run.num_draws - 1, _NUM_CONTROL_DRAWS).astype(np.int64)
     steps = run.settings.num_burnin_steps + (draws + 1) * run.settings.num_steps_bw_draws
     if run.settings.dispersed:
-        steps = np.full(_NUM_CONTROL_DRAWS, _AT_REST)
+        steps = np.full(_NUM_CONTROL_DRAWS, AT_REST)
     return _look(
         static,
         on_device(arrays),
@@ -144,17 +144,11 @@ def _control(
     steps: Array,
 ) -> Array:
     """Give the gap at exact draws of the chain at nβ = 0, at the steps of real draws (D6)."""
-    gamma = jnp.maximum(posterior.prior_precision, jnp.finfo(jnp.float32).tiny)
-    center = posterior.prior_mean()
 
     def one(packed: tuple[Array, Array]) -> Scalar:
         number, step = packed
-        noise = noise_like(jax.random.fold_in(key, number), center, posterior.restriction.labels)
-        shift = tuple(
-            mean + xi * jnp.sqrt(kernel.control_variance(size, gamma, step))
-            for mean, xi, size in zip(center, noise, sizes, strict=True)
-        )
-        return posterior.gap(posterior.clip(shift), _pick(batches, number % _NUM_BATCHES))
+        shift = prior_draw(posterior, kernel, jax.random.fold_in(key, number), sizes, step)
+        return posterior.gap(shift, _pick(batches, number % _NUM_BATCHES))
 
     return jax.lax.map(one, (jnp.arange(_NUM_CONTROL_DRAWS), steps))
 
