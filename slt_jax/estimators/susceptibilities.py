@@ -117,11 +117,10 @@ def susceptibilities(
     full_key = jax.random.fold_in(key, stream_of("full chain"))
     shifts, products = Shifts(batch_length(num_full)), Products(batch_length(num_draws))
     full_run = run("full", full_key, shifts, num_draws=num_full)
-    table = Table(full_run, control, drop_diverged, shared.get("store"))
+    table = Table(full_run, control, drop_diverged)
     del full_run
     for number, piece in enumerate(pieces):
-        name = f"components {number}"
-        table.add(run(name, key, products, components=piece), name)
+        table.add(run(f"components {number}", key, products, components=piece))
     return table.result(tuple(components))
 
 

@@ -16,7 +16,6 @@ from slt_jax.estimators.probes import Probes, Resolution, resolutions
 from slt_jax.estimators.susceptibility_findings import Lost, Quality, findings, quality
 from slt_jax.estimators.susceptibility_result import Susceptibilities
 from slt_jax.estimators.two_chains import OBSERVABLE, FullMean, Response, full_mean, responses
-from slt_jax.persistence import AbstractStore
 from slt_jax.run import ChainsDiverged, Run
 from slt_jax.statistics import AbstractStatistic
 
