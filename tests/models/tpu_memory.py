@@ -1,0 +1,115 @@
+"""Compile a step of one head of an 8B decoder for eight TPU chips, and print its memory as JSON.
+
+Run as a program of its own: ``python -m tests.models.tpu_memory``. No TPU is needed, only libtpu.
+"""
+
+import json
+import os
+
+# Asking a metadata server that is not there would take minutes.
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import slt_jax as slt
+from slt_jax.models.components import Components
+from slt_jax.models.config import DecoderConfig
+from slt_jax.models.decoder import Decoder
+from slt_jax.models.layout import parameter_axes, parameter_shapes
+from slt_jax.models.norm import Norm
+from slt_jax.models.rope import Rope
+
+NUM_LAYERS = 32
+SHAPE_OF_LLAMA_3_8B = DecoderConfig(
+    vocab_size=128256,
+    width=4096,
+    num_layers=NUM_LAYERS,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    mlp_width=14336,
+    norm=Norm(1e-5),
+    ropes=(Rope(5e5, 128),),
+    rope_of_layer=(0,) * NUM_LAYERS,
+)
+NUM_CHAINS, BATCH_SIZE, NUM_TOKENS = 4, 1, 512
+CHAIN_DEVICES, MODEL_DEVICES = 2, 4
+SHARDED = "hgfv"  # heads, groups, hidden units of the MLP, vocabulary
+
+
+def as_shapes(tree: Any, sharding: NamedSharding) -> Any:
+    """Give the tree as shapes and dtypes placed on the devices."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding), tree
+    )
+
+
+def compile_step(component: str) -> Any:
+    """Compile one SGLD step of all chains, weights sharded over 4 chips and chains over 2."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+    mesh = Mesh(np.array(devices).reshape(CHAIN_DEVICES, MODEL_DEVICES), ("chain", "model"))
+    config = SHAPE_OF_LLAMA_3_8B
+    decoder, axes = Decoder(config, jnp.bfloat16), parameter_axes(config)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    over_chains = NamedSharding(mesh, PartitionSpec("chain"))
+
+    def placed(name: str) -> NamedSharding:
+        names = ("model" if axis in SHARDED else None for axis in axes[name])
+        return NamedSharding(mesh, PartitionSpec(*names))
+
+    params = {
+        name: as_shapes(shape, placed(name))
+        for name, shape in parameter_shapes(config, jnp.bfloat16).items()
+    }
+    described = {name: " ".join(own) for name, own in axes.items()}
+    restriction = Components(parameter_shapes(config), described)[component]
+    kernel = slt.sgld(1e-5)
+
+    def posterior(params: Any, restriction: slt.Restriction) -> slt.LocalPosterior:
+        return slt.LocalPosterior(decoder, params, 30.0, 10.0, restriction=restriction)
+
+    def step(kernel: Any, params: Any, restriction: Any, states: Any, ids: Any, keys: Any) -> Any:
+        target = posterior(params, restriction)
+        batch = kernel.prepare(target, slt.Minibatch(ids))
+        rows = jax.vmap(kernel.step, (0, None, 0, None), spmd_axis_name="chain")
+        return rows(keys, target, states, batch)
+
+    def initial(params: Any) -> Any:
+        state = kernel.init(posterior(params, restriction))
+        return jax.tree.map(lambda leaf: jnp.stack([leaf] * NUM_CHAINS), state)
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), NUM_CHAINS))
+    traced = jax.jit(step).trace(
+        as_shapes(kernel, everywhere),
+        params,
+        as_shapes(restriction, everywhere),
+        as_shapes(jax.eval_shape(initial, params), over_chains),
+        jax.ShapeDtypeStruct((BATCH_SIZE, NUM_TOKENS), jnp.int32, sharding=everywhere),
+        as_shapes(keys, over_chains),
+    )
+    return traced.lower(lowering_platforms=("tpu",)).compile()
+
+
+def main() -> None:
+    """Print the bytes per device."""
+    memory = compile_step("l16h3").memory_analysis()
+    print(
+        json.dumps(
+            {
+                "temporary": memory.temp_size_in_bytes,
+                "arguments": memory.argument_size_in_bytes,
+                "results": memory.output_size_in_bytes,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
