@@ -1,5 +1,6 @@
 """The graph in which every token is linked to the tokens with the most similar responses."""
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,13 @@ def approximate_neighbors(
     """
     _check_points(points, num_neighbors)
     try:
-        from pynndescent import NNDescent
+        # Optional, so its types are not known everywhere.
+        descent: Any = importlib.import_module("pynndescent").NNDescent
     except ImportError as error:
         raise ImportError(
             "approximate_neighbors needs pynndescent: pip install 'slt-jax[analysis]'"
         ) from error
-    search: Any = NNDescent(
+    search = descent(
         points.astype(np.float32), n_neighbors=num_neighbors + 1, random_state=seed, n_jobs=1
     )
     return _without_self(np.asarray(search.neighbor_graph[0], np.int32))

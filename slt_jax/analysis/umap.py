@@ -1,5 +1,8 @@
 """A map of the tokens by UMAP. Needs umap-learn: ``pip install 'slt-jax[analysis]'``."""
 
+import importlib
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -36,12 +39,13 @@ def umap_embedding(
             f"{num_neighbors}"
         )
     try:
-        from umap import UMAP
+        # Optional, so its types are not known everywhere.
+        umap: Any = importlib.import_module("umap").UMAP
     except ImportError as error:
         raise ImportError(
             "umap_embedding needs umap-learn: pip install 'slt-jax[analysis]'"
         ) from error
-    layout = UMAP(n_neighbors=num_neighbors, n_components=2, random_state=seed, n_jobs=1)
+    layout = umap(n_neighbors=num_neighbors, n_components=2, random_state=seed, n_jobs=1)
     points = np.ascontiguousarray(dataset[VALUES].values.T, np.float32)
     coords = {
         name: coordinate
