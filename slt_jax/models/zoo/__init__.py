@@ -1,8 +1,9 @@
 """A small transformer that comes with the library, and the text it was trained on.
 
+>>> import jax.numpy as jnp
 >>> from slt_jax.models import zoo
 >>> model = zoo.stdlib_transformer()
->>> rows = zoo.held_out_rows(zoo.stdlib_vocabulary(), 4, 32)
+>>> rows = jnp.asarray(zoo.held_out_rows(zoo.stdlib_vocabulary(), 4, 32))
 >>> model.loss_fn(model.params, rows).shape
 (4, 31)
 """
