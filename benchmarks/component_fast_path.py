@@ -197,7 +197,6 @@ def main() -> None:
     summary = summarize(turns)
     options.out.parent.mkdir(exist_ok=True)
     document = about | {"summary": summary, "seconds_per_step_of_every_turn": turns}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(document, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(table(summary) + "\n")
     print(table(summary))
