@@ -16,12 +16,13 @@ al., arXiv 2303.14186). Methods:
 
 The noise ceiling is the rank correlation that the expected loss would reach with the averaged one,
 from the agreement of initial weights with each other (Spearman–Brown). Intervals are from a
-bootstrap over halves and queries. Settings were chosen on 20 other halves (`--tune`).
+bootstrap over halves and queries. Settings were chosen on 20 other halves (`--tune`), on
+which 1000 draws gave BIF an LDS between 0.82 and 0.87 for γ from 1 to 30 and nβ of 640 and 3000.
 """
 
 import argparse
 import json
-import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from digits_with_copies import NUM_COPIES, NUM_QUERIES, Digits, Examples
+from influence_picture import draw
+from provenance import provenance, told
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
@@ -129,7 +132,8 @@ def evaluate(
     mean = losses.mean(axis=1)
     # A helpful example lowers the loss: the more of it is in the half, the lower the loss.
     foreseen = {name: -inside @ score for name, score in methods.items()}
-    values = {name: rank_correlation(f, mean).mean() for name, f in foreseen.items()}
+    by_query = {name: rank_correlation(f, mean) for name, f in foreseen.items()}
+    values = {name: lds.mean() for name, lds in by_query.items()}
     drawn = bootstrap(foreseen, mean)
     leads = {name: drawn["BIF"] - drawn[name] for name in methods if name != "BIF"}
     return {
@@ -138,6 +142,7 @@ def evaluate(
             name: described(values["BIF"] - values[name], lead) for name, lead in leads.items()
         },
         "noise ceiling": noise_ceiling(losses),
+        "lds by query": {name: lds.round(4).tolist() for name, lds in by_query.items()},
     }
 
 
@@ -265,6 +270,9 @@ def summary(report: dict[str, Any]) -> str:
     placed = "\n".join(["| method | duplicates | relabelled |", "|---|---|---|", *ranks])
     return f"""# Bayesian influence on digits
 
+![What each method foresees of retraining, and how many copies it ranks first](\
+influence_on_digits.png)
+
 Linear datamodeling score over {report["subsets"]} halves, the retrained losses averaged over
 {report["seeds"]} initial weights, {NUM_QUERIES} queries. Intervals: 95 %, bootstrap over halves and
 queries. Noise ceiling: {result["noise ceiling"]:.3f}.
@@ -275,6 +283,8 @@ queries. Noise ceiling: {result["noise ceiling"]:.3f}.
 
 How many of the copies rank first among all training examples but the query itself, and the worst
 rank: duplicates of the query among the helpful, relabelled copies of it among the harmful.
+Covariances, influence functions and products of gradients measure nats, so that a neighbour whose
+loss is large can outrank the duplicate of an easy query; the correlation leaves the size out.
 
 {placed}
 
@@ -290,12 +300,12 @@ rank: duplicates of the query among the helpful, relabelled copies of it among t
 {result["kernel"]}
 ```
 
-Seconds: {result["seconds"]}; {report["device"]}, jax {report["jax"]}.
+Seconds: {result["seconds"]}. {told(report)}
 """
 
 
 def first(ranks: list[int]) -> str:
-    return f"{ranks.count(1)} of {len(ranks)}, worst {max(ranks)}"
+    return f"{ranks.count(1)} of {len(ranks)}, worst rank {max(ranks)}"
 
 
 def interval(value: dict[str, float]) -> str:
@@ -303,7 +313,7 @@ def interval(value: dict[str, float]) -> str:
 
 
 def main() -> None:
-    """Run the study, write ``influence_on_digits.json`` and ``.md``, and print the summary."""
+    """Run the study, write ``influence_on_digits.json``, ``.md``, ``.png``; print the summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--subsets", type=int, default=60)
@@ -311,16 +321,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tune", action="store_true", help="20 other halves, nothing written")
     options = parser.parse_args()
-    named = vars(problem) | globals()
-    settings = {name: value for name, value in named.items() if name.isupper()}
     report = {
+        **provenance(problem, sys.modules[__name__]),
         "subsets": options.subsets,
         "seeds": options.seeds,
         "seed": options.seed,
-        "settings": settings,
-        "device": f"{jax.devices()[0].device_kind}, {platform.machine()}",
-        "jax": jax.__version__,
-        "slt_jax": slt.__version__,
         "result": study(options),
     }
     text = summary(report)
@@ -330,6 +335,7 @@ def main() -> None:
         path = options.output / "influence_on_digits"
         path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
         path.with_suffix(".md").write_text(text, "utf-8")
+        draw(report["result"]).savefig(path.with_suffix(".png"), dpi=110)
 
 
 if __name__ == "__main__":
