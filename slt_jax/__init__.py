@@ -9,6 +9,7 @@ from slt_jax.data import Batches as Batches
 from slt_jax.data import Probe as Probe
 from slt_jax.data import default_n_beta as default_n_beta
 from slt_jax.data import epoch_order as epoch_order
+from slt_jax.devinterp import read_devinterp as read_devinterp
 from slt_jax.estimators.damped_influence import GaussNewton as GaussNewton
 from slt_jax.estimators.damped_influence import damped_influence as damped_influence
 from slt_jax.estimators.difference import LLCDifference as LLCDifference

@@ -128,7 +128,8 @@ class Trace(AbstractStatistic):
     def from_series(self, series: Any) -> Any:
         """Give the total of these observations; inverse of ``series``."""
         count = jax.tree.leaves(series)[0].shape[2]
-        return [jax.tree.map(lambda leaf, k=k: leaf[:, :, k], series) for k in range(count)]
+        rows = [jax.tree.map(lambda leaf, k=k: leaf[:, :, k], series) for k in range(count)]
+        return Kept.of(rows)
 
     def finalize(self, total):
         values = self.series(total)

@@ -28,7 +28,7 @@ LAYERS = (
     ("preparation",),
     ("sampling",),
     ("estimators", "analysis"),
-    ("saving",),
+    ("saving", "devinterp"),
     ("testing",),
     ("models",),  # so nothing that samples or estimates knows a model
     ("__init__",),
@@ -39,7 +39,7 @@ LAYERS = (
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 
 # Nothing that samples or estimates knows where runs are kept: they are handed a store.
-KNOW_STORAGE = ("storage", "saving", "__init__", "cli", "quickstart")
+KNOW_STORAGE = ("storage", "saving", "devinterp", "__init__", "cli", "quickstart")
 
 # What a kernel is told about the machine: nothing.
 PURE = ("kernels", "posterior", "restriction")
