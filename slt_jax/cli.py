@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import slt_jax
-from slt_jax.commands import config, llc
+from slt_jax.commands import bif, config, llc, susceptibilities
 
 
 class Command(NamedTuple):
@@ -53,6 +53,18 @@ COMMANDS = (
         "estimate the learning coefficient of a Hugging Face checkpoint, whole or by component",
         llc.add_arguments,
         llc.run,
+    ),
+    Command(
+        "susceptibilities",
+        "measure how each component of a checkpoint answers to each data set",
+        susceptibilities.add_arguments,
+        susceptibilities.run,
+    ),
+    Command(
+        "bif",
+        "rank training sequences by their Bayesian influence on others",
+        bif.add_arguments,
+        bif.run,
     ),
 )
 

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,26 @@ def count(text: str) -> int:
 def _tokenizer_folder(arguments: argparse.Namespace) -> Path:
     folder = Path(arguments.model)
     return folder if folder.is_dir() else hub.fetch_tokenizer(arguments.model, arguments.revision)
+
+
+def probe_of(dataset: Any) -> slt.Probe:
+    """Give a data set as a probe, read 32 sequences at a time."""
+    return slt.Probe(dataset, batch_size=min(32, count_rows(dataset)))
+
+
+def store_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Give the store as an option of ``slt.sample``, if one is asked for."""
+    return {} if arguments.store is None else {"store": slt.Store(arguments.store)}
+
+
+def report_divergence(command: str, error: slt.ChainsDiverged) -> int:
+    """Say on the standard error that chains diverged, and give the exit status for that."""
+    print(f"slt-jax {command}: {error}", file=sys.stderr)
+    return 1
+
+
+def write_dataset(path: Path, dataset: Any, arguments: argparse.Namespace) -> None:
+    """Write an ``xarray.Dataset`` with what was asked for in its attributes."""
+    asked = {f"option_{name}": str(value) for name, value in plain_settings(arguments).items()}
+    dataset.assign_attrs(asked).to_netcdf(path)
+    print(f"Results: {path}")

@@ -24,7 +24,7 @@ from slt_jax.estimators.loss_traces import (
     read_rows,
     traced_losses,
 )
-from slt_jax.estimators.trace_size import announce_traces
+from slt_jax.estimators.trace_size import announce_traces, check_num_draws
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
@@ -32,8 +32,6 @@ from slt_jax.run import Run, SampleOptions
 from slt_jax.sampling import sample
 from slt_jax.statistics import Trace
 from slt_jax.validation import check_arguments
-
-MIN_DRAWS = 8
 
 
 def bif(
@@ -221,11 +219,7 @@ def _check_rows(train: str, rows: Rows, query: str, queries: Rows) -> None:
                 f"first of them example {int(traces.sequence[bad[0]])}: the loss there must be "
                 "finite wherever the chains go, masked or not"
             )
-    if rows.values.shape[1] < MIN_DRAWS:
-        raise ValueError(
-            f"a standard error needs at least {MIN_DRAWS} draws per chain, got "
-            f"{rows.values.shape[1]}"
-        )
+    check_num_draws(rows.values.shape[1])
 
 
 def _weights(run: Run, number: int, alive: np.ndarray, train: str, query: str) -> np.ndarray:

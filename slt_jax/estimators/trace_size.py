@@ -15,6 +15,7 @@ from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
 
 _BYTES_PER_ENTRY = 28
+_MIN_DRAWS = 8
 
 
 def announce_traces(
@@ -27,13 +28,15 @@ def announce_traces(
     """Print the size of traces and matrices, unless progress is off; refuse what cannot fit.
 
     Raises:
-        ValueError: examples that the loss does not take, or traces larger than the host's memory.
+        ValueError: examples that the loss does not take, too few draws for an error, or traces
+            larger than the host's memory.
         OSError: matrices larger than the room on the disk of ``out``.
     """
     rows = [num_rows(name, posterior, batches, o) for name, o in observables.items()]
     every = next(iter(observables.values())).every
     num_chains = options.get("num_chains", 4)
     num_draws = -(-options.get("num_draws", 1000) // every)
+    check_num_draws(num_draws)
     # Once as it comes from the device, once stacked.
     traces = 2 * 4 * num_chains * num_draws * sum(rows)
     matrices = _BYTES_PER_ENTRY * rows[0] * rows[-1]
@@ -53,6 +56,15 @@ def announce_traces(
     if out is not None and matrices > (free := shutil.disk_usage(_existing(Path(out))).free):
         raise OSError(
             f"the matrices take {matrices / 1e9:.1f} GB and {out} has {free / 1e9:.1f} GB left"
+        )
+
+
+def check_num_draws(num_draws: int) -> None:
+    """Raise ValueError unless there are enough measured draws per chain for a standard error."""
+    if num_draws < _MIN_DRAWS:
+        raise ValueError(
+            f"a standard error needs at least {_MIN_DRAWS} measured draws per chain, got "
+            f"{num_draws}: raise num_draws or measure more often"
         )
 
 

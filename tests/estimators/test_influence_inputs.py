@@ -152,7 +152,7 @@ def test_too_few_draws_for_an_error():
         observables=token_run().observables,
         **(SHORT | {"num_draws": 4}),
     )
-    with pytest.raises(ValueError, match="at least 8 draws per chain, got 4"):
+    with pytest.raises(ValueError, match="at least 8 measured draws per chain, got 4"):
         slt.bif_from(few)
 
 
