@@ -14,6 +14,9 @@ from slt_jax.run import Run, kept_in
 if TYPE_CHECKING:
     from slt_jax.estimators.difference import LLCDifference
 
+# Digits after the point beyond which a power of ten is easier to read.
+_MAX_DIGITS = 6
+
 
 class BiasBudget(NamedTuple):
     """Predicted relative biases of the estimate (definition D8), NaN where they were not measured.
@@ -336,10 +339,13 @@ def _percent(share: float) -> str:
 def with_error(value: float, error: float) -> str:
     """Write a value with its error, at the digits that the error leaves.
 
-    >>> with_error(41.2871, 1.234)
-    '41.3 ± 1.2'
+    >>> with_error(41.2871, 1.234), with_error(-1.25e-7, 3e-9)
+    ('41.3 ± 1.2', '(-1.250 ± 0.030)e-7')
     """
-    if not (math.isfinite(error) and error > 0):
+    if not (math.isfinite(value) and math.isfinite(error) and error > 0):
         return f"{value:.4g} ± {error:.2g}"
     digits = max(1 - math.floor(math.log10(error)), 0)
+    if digits > _MAX_DIGITS:
+        power = math.floor(math.log10(max(abs(value), error)))
+        return f"({with_error(value / 10.0**power, error / 10.0**power)})e{power}"
     return f"{value:.{digits}f} ± {error:.{digits}f}"
