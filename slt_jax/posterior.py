@@ -16,7 +16,10 @@ from slt_jax.minibatch import Center, Minibatch, values_and_weights, weighted_me
 from slt_jax.restriction import Restriction
 
 LossFn = Callable[[Params, Any], Any]
-"""``loss_fn(params, examples)`` gives float32 nats ``[batch, *pos]``, unreduced, or ``Losses``."""
+"""``loss_fn(params, examples)`` gives float32 nats ``[batch, *pos]``, unreduced, or ``Losses``.
+
+If it has a ``provenance``, a mapping from names to texts, that goes into the metadata of runs.
+"""
 
 _HOST_CHECK_BYTES = 2**28
 

@@ -234,7 +234,7 @@ def _metadata(
         "components": list(components),
         "num_examples": batches.num_examples,
         "batch_size": batches.batch_size,
-        "loss": name_of(posterior.loss_fn),
+        **_loss_metadata(posterior.loss_fn),
         "batch_order": "uniform" if batches.order is None else name_of(batches.order),
         "batches": "per chain" if batches.per_chain else "shared by all chains",
         "num_chains": settings.num_chains,
@@ -253,6 +253,12 @@ def _metadata(
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
     }
+
+
+def _loss_metadata(loss_fn: Any) -> dict[str, str]:
+    """Give where the loss stands, and what it says of itself (see ``LossFn``)."""
+    own = getattr(loss_fn, "provenance", {})
+    return {"loss": name_of(loss_fn)} | {f"loss_{name}": text for name, text in own.items()}
 
 
 def _digests(posterior: LocalPosterior, kernel: AbstractKernel, sums: np.ndarray) -> dict[str, str]:

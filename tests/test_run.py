@@ -1,5 +1,6 @@
 """The run as an object: what it prints, exports and shows to hooks."""
 
+import equinox as eqx
 import numpy as np
 import pytest
 import tqdm.auto
@@ -80,6 +81,22 @@ def test_same_settings_same_fingerprint_other_data_another():
         )
     )
     assert moved.metadata["fingerprint"] != first
+
+
+def test_what_a_loss_says_of_itself_is_in_the_metadata_and_the_fingerprint():
+    class Told(eqx.Module):
+        provenance: dict[str, str]
+
+        def __call__(self, params, batch):
+            return POSTERIOR.loss_fn(params, batch)
+
+    def told(text):
+        posterior = slt.LocalPosterior(Told({"attention": text}), POSTERIOR.params, 20.0, 50.0)
+        return sample(posterior=posterior, num_draws=2).metadata
+
+    first, second = told("by blocks"), told("fused")
+    assert first["loss_attention"] == "by blocks"
+    assert first["fingerprint"] != second["fingerprint"]
 
 
 def test_progress_bar_shows_health_and_estimate(capsys):

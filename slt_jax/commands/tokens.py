@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slt_jax.models.decoder import IGNORED_LABEL
+from slt_jax.models.tokens import IGNORED_LABEL
 
 COLUMNS = ("input_ids", "labels", "attention_mask")
 DEFAULT_LENGTH = 128

@@ -1,14 +1,108 @@
-"""Causal attention with grouped heads, windows and soft caps, in blocks of queries."""
+"""Causal attention with grouped heads, windows and soft caps: its interface, and by blocks.
+
+Every way to compute it gives the same numbers up to rounding. A decoder is told which one to use;
+none replaces another unasked, and one that does not fit is an error before anything compiles.
+"""
+
+import abc
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from slt_jax.models.config import DecoderConfig
 
 MAX_SCORES = 2**24
 """Most attention scores (batch × heads × queries × keys) held at once per chain: 64 MiB."""
 
 MAX_QUERIES = 512
 """Most queries per block: from twice that length on, no positions × positions array exists."""
+
+
+class AbstractAttention(abc.ABC):
+    """A way to compute attention; hashable, since it chooses code and holds no arrays."""
+
+    @abc.abstractmethod
+    def check(self, config: DecoderConfig, dtype: np.dtype) -> None:
+        """Raise ValueError if attention of this architecture cannot be computed in this dtype."""
+
+    @abc.abstractmethod
+    def check_devices(self, devices: Collection[Any]) -> None:
+        """Raise ValueError if attention cannot be computed on these devices."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        q: Float[Array, "batch pos h k"],
+        k: Float[Array, "batch pos g k"],
+        v: Float[Array, "batch pos g c"],
+        *,
+        scale: float | Float[Array, ""],
+        windows: tuple[int | None, ...] = (),
+        layer: Int[Array, ""] | int = 0,
+        softcap: float | None = None,
+        is_key: Bool[Array, "batch pos"] | None = None,
+    ) -> Float[Array, "batch pos h c"]:
+        """Mix values as ``attention`` does, with the window of one of the layers.
+
+        Args:
+            q: queries, rotated.
+            k: keys, rotated, with a number of heads that divides that of the queries.
+            v: values.
+            scale: factor of the inner products, dimensionless; may be traced.
+            windows: number of positions that each layer sees, None for all; empty if all see all.
+            layer: number of the layer, which may be traced.
+            softcap: bound on the scores' magnitude; None for no bound.
+            is_key: False at padding, which no other position attends to.
+        """
+
+
+@dataclass(frozen=True)
+class BlockwiseAttention(AbstractAttention):
+    """Attention in blocks of queries by ``attention``: any dtype, any mask, any device."""
+
+    def check(self, config: DecoderConfig, dtype: np.dtype) -> None:
+        """Accept every architecture."""
+
+    def check_devices(self, devices: Collection[Any]) -> None:
+        """Accept every device."""
+
+    def __call__(self, q, k, v, *, scale, windows=(), layer=0, softcap=None, is_key=None):
+        """Mix values with the layer's window; equal layers share code whatever their windows."""
+        length, window = q.shape[1], None
+        if any(seen is not None and seen < length for seen in windows):
+            sizes = [length if seen is None else seen for seen in windows]
+            window = jnp.asarray(sizes, jnp.int32)[layer]
+        return attention(q, k, v, scale=scale, window=window, softcap=softcap, is_key=is_key)
+
+
+def by_window(
+    mix: Callable[..., Array],
+    windows: tuple[int | None, ...],
+    layer: Int[Array, ""] | int,
+    *operands: Array,
+) -> Array:
+    """Call ``mix(window, *operands)`` for a kernel that is compiled for one window.
+
+    There is a branch for every window that occurs, of which the layer's alone is computed: the
+    layer index has no batch axis, so none is added to the condition by ``jax.vmap``.
+
+    Args:
+        mix: takes the number of positions seen as an int, or None for all, and the operands.
+        windows: one for each layer; empty if all see all.
+        layer: number of the layer, which may be traced.
+        operands: queries, keys and values.
+    """
+    occurring = list(dict.fromkeys(windows)) or [None]
+    if len(occurring) == 1:
+        return mix(occurring[0], *operands)
+    branch = jnp.asarray([occurring.index(window) for window in windows], jnp.int32)[layer]
+    return jax.lax.switch(branch, [partial(mix, window) for window in occurring], *operands)
 
 
 def attention(

@@ -11,23 +11,19 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from slt_jax._types import Displacement
 from slt_jax.minibatch import Losses
 from slt_jax.models import fast_path
-from slt_jax.models.attention import attention
+from slt_jax.models.attention import AbstractAttention, BlockwiseAttention
 from slt_jax.models.config import DecoderConfig
 from slt_jax.models.cross_entropy import token_losses
 from slt_jax.models.layout import parameter_axes
 from slt_jax.models.norm import Norm
 from slt_jax.models.rope import rotate, rotation_angles
+from slt_jax.models.tokens import IGNORED_LABEL, check_token_ids, token_arrays
 from slt_jax.restriction import Restriction
-
-IGNORED_LABEL = -100
-"""The label of a token that is not predicted."""
 
 
 class Sequences(NamedTuple):
@@ -50,14 +46,32 @@ class Decoder(eqx.Module):
         config: the architecture.
         compute_dtype: dtype of the activations. A weight that is wider than that, such as one that
             the sampler has displaced in float32, is multiplied in its own dtype and never rounded.
+        attention: how attention is computed: ``BlockwiseAttention`` anywhere, or a fused kernel,
+            ``SplashAttention`` on TPU and ``CudnnAttention`` on NVIDIA GPUs.
+
+    Raises:
+        ValueError: an architecture or a dtype that this attention cannot compute.
     """
 
     config: DecoderConfig = eqx.field(static=True)
     compute_dtype: Any = eqx.field(static=True)
+    attention: AbstractAttention = eqx.field(static=True)
 
-    def __init__(self, config: DecoderConfig, compute_dtype: jax.typing.DTypeLike = jnp.float32):
+    def __init__(
+        self,
+        config: DecoderConfig,
+        compute_dtype: jax.typing.DTypeLike = jnp.float32,
+        attention: AbstractAttention = BlockwiseAttention(),
+    ):
         self.config = config
         self.compute_dtype = jnp.dtype(compute_dtype)
+        self.attention = attention
+        attention.check(config, self.compute_dtype)
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What the numbers depend on beside weights and data, for the metadata of a run."""
+        return {"compute_dtype": str(self.compute_dtype), "attention": repr(self.attention)}
 
     def __call__(
         self, params: Mapping[str, Array], batch: Mapping[str, Array] | Int[Array, "batch pos"]
@@ -79,7 +93,7 @@ class Decoder(eqx.Module):
             ValueError: unknown entries of the batch, more tokens than learned positions, and, when
                 not being compiled, token ids outside the vocabulary.
         """
-        ids, _, mask = _parts(batch)
+        ids, _, mask = token_arrays(batch)
         return self.losses_from(params, self.hidden(params, ids, mask), batch)
 
     def losses_prefix(
@@ -97,7 +111,7 @@ class Decoder(eqx.Module):
         layer = fast_path.moving_layer(self.config, restriction)
         if layer is None:
             return None
-        ids, _, mask = _parts(examples)
+        ids, _, mask = token_arrays(examples)
         return fast_path.below(
             self, params, layer, self.embed(params, ids), self.sequences(ids, mask)
         )
@@ -133,7 +147,7 @@ class Decoder(eqx.Module):
             above = {name: params[name] for name in fast_path.ABOVE_LAYERS if name in params}
             moved = {**params, **restriction.insert(above, displacement)}
             return self.losses_from(moved, prefix, examples)
-        ids, _, mask = _parts(examples)
+        ids, _, mask = token_arrays(examples)
         hidden = fast_path.through(
             self, params, restriction, displacement, layer, prefix, self.sequences(ids, mask)
         )
@@ -143,7 +157,7 @@ class Decoder(eqx.Module):
         self, params: Mapping[str, Array], hidden: Array, batch: Any
     ) -> Float32[Array, "batch targets"] | Losses:
         """Give the losses from the residual stream after the last layer."""
-        ids, labels, mask = _parts(batch)
+        ids, labels, mask = token_arrays(batch)
         hidden = hidden[:, :-1]
         targets = (ids if labels is None else labels)[:, 1:]
         counted = targets != IGNORED_LABEL
@@ -193,7 +207,7 @@ class Decoder(eqx.Module):
         self, params: Mapping[str, Array], ids: Int[Array, "batch pos"]
     ) -> Float[Array, "batch pos d"]:
         """Give the residual stream before the first layer; NaN where an id is no token."""
-        _check_ids(ids, self.config)
+        check_token_ids(ids, self.config)
         # An unsigned index: a negative id is out of range instead of counted from the end.
         rows = params["embed.tok"].at[ids.astype(jnp.uint32)].get(mode="fill", fill_value=jnp.nan)
         x = rows.astype(self._wide(rows))
@@ -265,13 +279,13 @@ class Decoder(eqx.Module):
         # Mixing the unit vectors of the positions gives the weights that they are mixed with.
         positions = jnp.eye(x.shape[1], dtype=jnp.float32)[None, :, None, :]
         values = jnp.broadcast_to(positions, (*k.shape[:3], x.shape[1]))
-        return self._mix(q, k, values, layer, sequences)
+        return self._mix(BlockwiseAttention(), q, k, values, layer, sequences)
 
     def _attend(
         self, weights: Mapping[str, Array], layer: Array | int, x: Array, sequences: Sequences
     ) -> Array:
         q, k, v = self._queries_keys_values(weights, layer, x, sequences)
-        mixed = self._mix(q, k, v, layer, sequences)
+        mixed = self._mix(self.attention, q, k, v, layer, sequences)
         out = self._contract("bthk,hkd->btd", mixed, weights["attn.o"])
         return self._plus(out, weights.get("attn.o_b"))
 
@@ -289,13 +303,27 @@ class Decoder(eqx.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         return q, k, v
 
-    def _mix(self, q: Array, k: Array, v: Array, layer: Array | int, sequences: Sequences) -> Array:
+    def _mix(
+        self,
+        attention: AbstractAttention,
+        q: Array,
+        k: Array,
+        v: Array,
+        layer: Array | int,
+        sequences: Sequences,
+    ) -> Array:
         scale: Any = self.config.attn_scale
         if self.config.attn_scale_by_layer:
             scale = scale / (jnp.asarray(layer) + 1).astype(jnp.float32)
-        window, softcap = self._window(layer, q.shape[1]), self.config.attn_softcap
         return attention(
-            q, k, v, scale=scale, window=window, softcap=softcap, is_key=sequences.is_key
+            q,
+            k,
+            v,
+            scale=scale,
+            windows=self.config.windows,
+            layer=layer,
+            softcap=self.config.attn_softcap,
+            is_key=sequences.is_key,
         )
 
     def _project(self, weights: Mapping[str, Array], name: str, x: Array) -> Array:
@@ -306,13 +334,6 @@ class Decoder(eqx.Module):
 
     def _qk_norm(self, norm: Norm, weights: Mapping[str, Array], name: str, x: Array) -> Array:
         return norm(x, weights[name], weights.get(f"{name}_b"))
-
-    def _window(self, layer: Array | int, length: int) -> Array | None:
-        windows = self.config.windows
-        if all(window is None or window >= length for window in windows):
-            return None
-        sizes = [length if window is None else window for window in windows]
-        return jnp.asarray(sizes, jnp.int32)[layer]
 
     def _mlp(self, weights: Mapping[str, Array], x: Array) -> Array:
         up = self._plus(
@@ -355,36 +376,3 @@ class Decoder(eqx.Module):
             return x
         dtype = self._wide(bias)
         return (x.astype(dtype) + bias.astype(dtype)).astype(self.compute_dtype)
-
-
-def _parts(batch: Any) -> tuple[Array, Array | None, Array | None]:
-    if not isinstance(batch, Mapping):
-        return batch, None, None
-    unknown = sorted(set(batch) - {"input_ids", "labels", "attention_mask"})
-    if unknown or "input_ids" not in batch:
-        raise ValueError(
-            "a batch holds input_ids and optionally labels and attention_mask, each [batch, pos]; "
-            f"got {sorted(batch)}"
-        )
-    return batch["input_ids"], batch.get("labels"), batch.get("attention_mask")
-
-
-def _check_ids(ids: Array, config: DecoderConfig) -> None:
-    if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim != 2:
-        raise TypeError(
-            f"token ids must be integers [batch, pos], got {ids.dtype} of shape {ids.shape}"
-        )
-    is_here = not isinstance(ids, Tracer) and getattr(ids, "is_fully_addressable", True)
-    if is_here and ids.size:
-        values = np.asarray(jax.device_get(ids))
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= config.vocab_size:
-            raise ValueError(
-                f"token ids from {low} to {high} do not fit the vocabulary of {config.vocab_size}: "
-                "they come from another model's tokenizer, or padding was not given a token's id"
-            )
-    if config.num_positions is not None and ids.shape[1] > config.num_positions:
-        raise ValueError(
-            f"sequences of {ids.shape[1]} tokens do not fit the {config.num_positions} learned "
-            "positions of this model; cut them shorter"
-        )

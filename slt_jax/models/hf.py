@@ -5,13 +5,20 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from slt_jax._types import Params
+from slt_jax.models.attention import AbstractAttention, BlockwiseAttention
 from slt_jax.models.base import Model, from_functions
 from slt_jax.models.config import DecoderConfig
 from slt_jax.models.decoder import Decoder
 from slt_jax.models.hf_config import parse_config
-from slt_jax.models.hf_weights import PlacesParameters, load_parameters, stored_form
+from slt_jax.models.hf_weights import (
+    PlacesParameters,
+    load_parameters,
+    plan_parameters,
+    stored_form,
+)
 from slt_jax.models.hub import fetch, is_repo_id
 from slt_jax.models.layout import parameter_axes
 from slt_jax.models.safetensors_reader import open_folder
@@ -25,6 +32,7 @@ def from_hf(
     dtype: jax.typing.DTypeLike | None = None,
     layout: PlacesParameters | None = None,
     compute_dtype: jax.typing.DTypeLike | None = None,
+    attention: AbstractAttention = BlockwiseAttention(),
 ) -> Model:
     """Load a decoder from a folder with ``config.json`` and safetensors, or from the hub.
 
@@ -39,23 +47,32 @@ def from_hf(
         dtype: dtype in which the weights are kept; None for the files' own.
         layout: where the weights go; None for the default device.
         compute_dtype: dtype of the activations; None for that of the weights.
+        attention: how attention is computed, ``BlockwiseAttention()``, ``SplashAttention()`` (TPU)
+            or ``CudnnAttention()`` (NVIDIA GPUs) of ``slt.models``; never replaced by another.
 
     Returns:
         the model; its ``loss_fn`` is a ``Decoder``.
 
     Raises:
         FileNotFoundError: no such folder, no config, missing or only pickled weights.
-        ValueError: unknown architecture, damaged files, missing, unused or misshapen tensors; all
-            found before any weight is loaded.
+        ValueError: unknown architecture, damaged files, missing, unused or misshapen tensors, an
+            attention that cannot compute this model; all found before any weight is loaded. An
+            attention that does not run on the devices where the weights are.
     """
     folder = _folder(path_or_repo_id, revision)
     config = read_config(folder)
-    params = load_parameters(config, open_folder(folder), dtype=dtype, layout=layout)
-    return decoder_model(config, params, compute_dtype)
+    stored = open_folder(folder)
+    kept = plan_parameters(config, stored, dtype)["embed.tok"].dtype
+    attention.check(config, jnp.dtype(kept if compute_dtype is None else compute_dtype))
+    params = load_parameters(config, stored, dtype=dtype, layout=layout)
+    return decoder_model(config, params, compute_dtype, attention)
 
 
 def decoder_model(
-    config: DecoderConfig, params: Params, compute_dtype: jax.typing.DTypeLike | None = None
+    config: DecoderConfig,
+    params: Params,
+    compute_dtype: jax.typing.DTypeLike | None = None,
+    attention: AbstractAttention = BlockwiseAttention(),
 ) -> Model:
     """Make a model of a decoder's config and parameters, which may be shapes alone.
 
@@ -63,10 +80,17 @@ def decoder_model(
         config: the architecture.
         params: arrays or ``jax.ShapeDtypeStruct``, named as in ``parameter_shapes(config)``.
         compute_dtype: dtype of the activations; None for that of the weights.
+        attention: how attention is computed.
+
+    Raises:
+        ValueError: an attention that cannot compute this model where its weights are.
     """
     kept = params["embed.tok"].dtype if compute_dtype is None else compute_dtype
+    decoder = Decoder(config, kept, attention)
+    placed = (leaf for leaf in params.values() if isinstance(leaf, jax.Array))
+    attention.check_devices({device for leaf in placed for device in leaf.sharding.device_set})
     axes = {name: " ".join(letters) for name, letters in parameter_axes(config).items()}
-    return from_functions(params, Decoder(config, kept), axes)
+    return from_functions(params, decoder, axes)
 
 
 def save_hf(

@@ -1,10 +1,14 @@
-"""Compile a step of one head of an 8B decoder for eight TPU chips, and print its memory as JSON.
+"""Compile for TPU chips, and print as JSON what the programs take and which kernels they call.
+
+One is a step of one head of an 8B decoder on eight chips, the other the gradient of all weights of
+a small decoder at long context on one chip, with fused attention.
 
 Run as a program of its own: ``python -m tests.models.tpu_memory``. No TPU is needed, only libtpu.
 """
 
 import json
 import os
+import re
 
 # Asking a metadata server that is not there would take minutes.
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
@@ -41,6 +45,21 @@ SHAPE_OF_LLAMA_3_8B = DecoderConfig(
 )
 NUM_CHAINS, BATCH_SIZE, NUM_TOKENS = 4, 1, 512
 CHAIN_DEVICES, MODEL_DEVICES = 2, 4
+LONG = 8192
+SHAPE_OF_LONG_CONTEXT = DecoderConfig(
+    vocab_size=256,
+    width=256,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=64,
+    mlp_width=0,
+    norm=Norm(1e-5),
+    ropes=(Rope(5e5, 64),),
+    rope_of_layer=(0, 0),
+    windows=(1024, None),
+    attn_scale=0.125,
+)
 SHARDED = "hgfv"  # heads, groups, hidden units of the MLP, vocabulary
 
 
@@ -97,18 +116,40 @@ def compile_step(component: str) -> Any:
     return traced.lower(lowering_platforms=("tpu",)).compile()
 
 
+def compile_long_context() -> Any:
+    """Compile the gradients of two chains with the splash kernels, in bfloat16 on one chip."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+    here = NamedSharding(Mesh(np.array(devices[:1]), ("device",)), PartitionSpec())
+    decoder = Decoder(SHAPE_OF_LONG_CONTEXT, jnp.bfloat16, slt.models.SplashAttention())
+    shapes = parameter_shapes(SHAPE_OF_LONG_CONTEXT, jnp.bfloat16)
+    rows = {
+        name: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype, sharding=here)
+        for name, leaf in shapes.items()
+    }
+    ids = jax.ShapeDtypeStruct((1, LONG), jnp.int32, sharding=here)
+
+    def mean_loss(params: Any, ids: Any) -> Any:
+        return jnp.mean(jnp.asarray(decoder(params, ids)))
+
+    slopes = jax.jit(jax.vmap(jax.grad(mean_loss), (0, None)))
+    return slopes.trace(rows, ids).lower(lowering_platforms=("tpu",)).compile()
+
+
+def report(program: Any) -> dict[str, Any]:
+    """Give the bytes per device, and the attention kernels that the program calls."""
+    memory = program.memory_analysis()
+    return {
+        "temporary": memory.temp_size_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+        "results": memory.output_size_in_bytes,
+        "kernels": sorted(set(re.findall(r"splash_mha_[a-z]+", program.as_text()))),
+    }
+
+
 def main() -> None:
-    """Print the bytes per device."""
-    memory = compile_step("l16h3").memory_analysis()
-    print(
-        json.dumps(
-            {
-                "temporary": memory.temp_size_in_bytes,
-                "arguments": memory.argument_size_in_bytes,
-                "results": memory.output_size_in_bytes,
-            }
-        )
-    )
+    """Print what both programs take."""
+    long_context = report(compile_long_context())
+    print(json.dumps({"head": report(compile_step("l16h3")), "long_context": long_context}))
 
 
 if __name__ == "__main__":
