@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
@@ -273,6 +274,26 @@ class Run:
 def kept_in(metadata: Mapping[str, Any]) -> str:
     """Say where a run is kept, and whether it was read from there instead of being sampled."""
     return f"\n  kept in {metadata['store']}" if "store" in metadata else ""
+
+
+def kept_together(runs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Give what the metadata of a result say of the places where its runs are kept.
+
+    Args:
+        runs: the metadata of the runs.
+
+    >>> kept_together([{"store": "a: reused, complete since noon"}, {"store": "b"}, {"store": "c"}])
+    {'store': '3 stores: 1 reused, 2 sampled'}
+    >>> kept_together([{}])
+    {}
+    """
+    notes = list(dict.fromkeys(told["store"] for told in runs if "store" in told))
+    if not notes:
+        return {}
+    remarks = [note.rpartition(": ")[2] if ": " in note else "sampled" for note in notes]
+    counts = Counter(remark.partition(", complete")[0].partition(";")[0] for remark in remarks)
+    told = ", ".join(f"{count} {remark}" for remark, count in counts.items())
+    return {"store": f"{len(notes)} stores: {told}"}
 
 
 def _dataset(arrays: dict[str, np.ndarray]) -> Any:

@@ -4,12 +4,22 @@ import os
 from pathlib import Path
 from typing import Any
 
+from slt_jax.estimators.influence_result import BIFResult
+from slt_jax.estimators.loss_kernel import LossKernel
+from slt_jax.estimators.refined import RefinedLLC
 from slt_jax.estimators.result import LLCResult
+from slt_jax.estimators.susceptibility_result import Susceptibilities
 from slt_jax.persistence import StoreMismatch
 from slt_jax.storage.results import write_result
 from slt_jax.storage.runs import RUN, read
 
-_RESULTS: tuple[type[Any], ...] = (LLCResult,)
+_RESULTS: tuple[type[Any], ...] = (
+    BIFResult,
+    LLCResult,
+    LossKernel,
+    RefinedLLC,
+    Susceptibilities,
+)
 _CLASSES = {result.__name__: result for result in _RESULTS}
 
 

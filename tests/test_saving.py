@@ -11,7 +11,7 @@ import xarray
 
 import slt_jax as slt
 from slt_jax.storage import results
-from tests.helpers import BATCHES, KERNEL, KEY, POSTERIOR, sample
+from tests.helpers import BATCHES, DATA, KERNEL, KEY, POSTERIOR, sample
 from tests.storage.interruption import interrupt_at, sample_again
 
 
@@ -76,6 +76,17 @@ def test_an_estimate_is_kept_with_its_runs(tmp_path):
     assert again.gap.tobytes() == whole.gap.tobytes()
     assert "reused, complete since" in str(again)
     assert dataclasses.replace(again, metadata=whole.metadata) == whole
+
+
+def test_influences_are_kept_with_their_runs(tmp_path):
+    store, options = slt.Store(tmp_path / "store"), {"num_draws": 30, "num_burnin_steps": 5}
+    query = tuple(column[:4] for column in DATA)
+    result = slt.bif(
+        *(POSTERIOR, KERNEL, BATCHES, KEY), query=query, store=store, progress=False, **options
+    )
+    assert slt.load(tmp_path / "store") == result
+    slt.save(slt.LossKernel(result), tmp_path / "kernel")
+    assert slt.load(tmp_path / "kernel") == slt.LossKernel(result)
 
 
 def test_a_result_of_fewer_draws_is_not_that_of_a_run_that_goes_on(tmp_path):

@@ -28,6 +28,7 @@ from slt_jax.estimators.trace_size import announce_traces, check_num_draws
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
+from slt_jax.recording import keep
 from slt_jax.run import Run, SampleOptions
 from slt_jax.sampling import sample
 from slt_jax.statistics import Trace
@@ -105,7 +106,7 @@ def bif(
     add_observables(options, own, "bif")
     announce_traces(posterior, batches, own, options, out)
     run = sample(posterior, kernel, batches, key, **options)
-    return bif_from(
+    result = bif_from(
         run,
         normalize=normalize,
         per_token=per_token,
@@ -113,6 +114,8 @@ def bif(
         out=out,
         block_size=block_size,
     )
+    # Matrices that go to a folder of their own are not written a second time.
+    return keep(options.get("store") if out is None else None, result)
 
 
 def _query(query: Any, batches: Batches, per_token: bool, every: int) -> AbstractObservable:

@@ -17,6 +17,7 @@ from slt_jax.estimators.trace_size import announce_traces
 from slt_jax.estimators.verdict import Verdict
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.posterior import LocalPosterior
+from slt_jax.recording import keep
 from slt_jax.run import Run, SampleOptions, kept_in
 from slt_jax.sampling import sample
 from slt_jax.validation import check_arguments
@@ -210,7 +211,7 @@ def loss_kernel(
     add_observables(options, own, "loss_kernel")
     announce_traces(posterior, batches, own, options, out)
     run = sample(posterior, kernel, batches, key, **options)
-    return loss_kernel_from(
+    result = loss_kernel_from(
         run,
         normalize=normalize,
         per_token=per_token,
@@ -218,6 +219,7 @@ def loss_kernel(
         out=out,
         block_size=block_size,
     )
+    return keep(options.get("store") if out is None else None, result)
 
 
 def loss_kernel_from(

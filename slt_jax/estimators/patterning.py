@@ -77,7 +77,7 @@ class Patterning:
         head = f"Patterning of {len(self.components)} components by {self.change.size} "
         head += f"{self.entries.kind}s ({how}): expected to miss {100 * miss / norm:.0f} % of the "
         lines = [head + "target"]
-        order = np.argsort(self.change)
+        order = np.argsort(self.change).tolist()
         for word, chosen in (("more of", order[::-1]), ("less of", order)):
             shown = [self._entry(number) for number in chosen[:_NUM_SHOWN]]
             lines.append(f"  {word}: " + "; ".join(shown))

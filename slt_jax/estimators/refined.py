@@ -18,7 +18,8 @@ from slt_jax.estimators.result import with_error
 from slt_jax.grouping import groups
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.posterior import LocalPosterior
-from slt_jax.run import ChainsDiverged, Run, SampleOptions
+from slt_jax.recording import keep
+from slt_jax.run import ChainsDiverged, Run, SampleOptions, kept_in, kept_together
 from slt_jax.sampling import sample
 from slt_jax.validation import check_arguments
 
@@ -162,7 +163,7 @@ class RefinedLLC:
             + (", …" if len(places) > _NUM_SHOWN else "")
             for name, places in found.items()
         ]
-        return "\n".join(lines)
+        return "\n".join(lines) + kept_in(told)
 
 
 def refined_llc(
@@ -232,7 +233,7 @@ def refined_llc(
     table = _table(tuple(components), tuple(datasets), found)
     if lost and (len(found) < table.verdicts.size or not drop_diverged):
         raise _refusal(lost, table)
-    return table
+    return keep(shared.get("store"), table)
 
 
 def _entry(run: Run, name: str, data_refined: bool, surroundings: bool) -> dict[str, Any]:
@@ -279,6 +280,7 @@ def _table(
     dropped = {"components", "num_examples", "fingerprint", "num_params"}
     metadata = {name: value for name, value in told.items() if name not in dropped}
     text = " ".join(sorted(prints)).encode()
+    metadata |= kept_together(entry["metadata"] for entry in found.values())
     metadata["fingerprint"] = hashlib.blake2b(text, digest_size=16).hexdigest()
     return RefinedLLC(
         components,

@@ -20,6 +20,7 @@ from slt_jax.kernels.base import AbstractKernel
 from slt_jax.noise import stream_of
 from slt_jax.observables import LossValues, MeanLoss
 from slt_jax.posterior import LocalPosterior
+from slt_jax.recording import keep
 from slt_jax.restriction import Restriction
 from slt_jax.run import Execution, Run, SampleOptions
 from slt_jax.sampling import sample
@@ -117,11 +118,12 @@ def susceptibilities(
     full_key = jax.random.fold_in(key, stream_of("full chain"))
     shifts, products = Shifts(batch_length(num_full)), Products(batch_length(num_draws))
     full_run = run("full", full_key, shifts, num_draws=num_full)
-    table = Table(full_run, control, drop_diverged)
+    table = Table(full_run, control, drop_diverged, shared.get("store"))
     del full_run
     for number, piece in enumerate(pieces):
-        table.add(run(f"components {number}", key, products, components=piece))
-    return table.result(tuple(components))
+        name = f"components {number}"
+        table.add(run(name, key, products, components=piece), name)
+    return keep(shared.get("store"), table.result(tuple(components)))
 
 
 def _own_options(options: Any) -> dict[str, Any]:

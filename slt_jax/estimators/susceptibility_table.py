@@ -16,7 +16,8 @@ from slt_jax.estimators.probes import Probes, Resolution, resolutions
 from slt_jax.estimators.susceptibility_findings import Lost, Quality, findings, quality
 from slt_jax.estimators.susceptibility_result import Susceptibilities
 from slt_jax.estimators.two_chains import OBSERVABLE, FullMean, Response, full_mean, responses
-from slt_jax.run import ChainsDiverged, Run
+from slt_jax.persistence import AbstractStore
+from slt_jax.run import ChainsDiverged, Run, kept_together
 from slt_jax.statistics import AbstractStatistic
 
 _MIN_ENTRIES = 10
@@ -60,17 +61,27 @@ class Table:
     Args:
         full_run: chains of all weights; it is not kept.
         control: whether to measure everything at nβ = 0 as well.
+        drop_diverged: whether to go on without chains that became non-finite.
+        store: where the controls are kept.
     """
 
-    def __init__(self, full_run: Run, control: bool, drop_diverged: bool):
+    def __init__(
+        self,
+        full_run: Run,
+        control: bool,
+        drop_diverged: bool,
+        store: AbstractStore | None = None,
+    ):
         observable = _observable(full_run, Shifts)
         self.observable, self.digest = observable, _digest(observable)
         self.full = full_mean(full_run, drop_diverged)
+        self.told: list[Mapping[str, Any]] = []
+        self.store = store
         self.localized = float(full_run.posterior.prior_precision) > 0
         self.wants_control = control
         self.control_full: FullMean | None = None
         if control and self.localized:
-            self.control_full = full_mean(control_of(full_run), drop_diverged=False)
+            self.control_full = full_mean(self._control_of(full_run, "full"), drop_diverged=False)
         self.drop_diverged = drop_diverged
         losses, weights = jax.device_get(full_run.centers[OBSERVABLE][0])
         self.probes = Probes(
@@ -86,10 +97,17 @@ class Table:
         self.qualities: list[Quality] = []
         self.diverged: list[Run] = []
         self.fingerprints = [full_run.metadata["fingerprint"]]
+        self.told.append(full_run.metadata)
         self.changing = False
 
-    def add(self, run: Run) -> None:
-        """Take in the components of one run."""
+    def _control_of(self, run: Run, name: str) -> Run:
+        store = None if self.store is None else self.store.within(f"control of {name}")
+        control = control_of(run, store)
+        self.told.append(control.metadata)
+        return control
+
+    def add(self, run: Run, name: str = "components") -> None:
+        """Take in the components of one run, whose control is kept under this name."""
         observable = _observable(run, Products)
         if _digest(observable) != self.digest:
             raise ValueError(
@@ -101,18 +119,19 @@ class Table:
         found = responses(run, self.full)
         controls: dict[str, Response] = {}
         if self.control_full is not None:
-            controls = responses(control_of(run), self.control_full)
-        for name, response in found.items():
-            if name in self.gaps:
-                raise ValueError(f"two runs have a component called {name!r}")
-            self._put(name, response, controls.get(name))
+            controls = responses(self._control_of(run, name), self.control_full)
+        for component, response in found.items():
+            if component in self.gaps:
+                raise ValueError(f"two runs have a component called {component!r}")
+            self._put(component, response, controls.get(component))
         alive = run.health.alive
         self.lost = Lost(self.lost.dropped + int((~alive).sum()), self.lost.total + alive.size)
         if not alive.all():
             self.diverged.append(run)
-        between = {name: response.between for name, response in found.items()}
+        between = {component: response.between for component, response in found.items()}
         self.qualities.append(_quality("the components", run, between))
         self.fingerprints.append(run.metadata["fingerprint"])
+        self.told.append(run.metadata)
         weights = run.traces["weight"][alive]
         unfrozen = run.kernel.adapts and run.settings.num_burnin_steps == 0
         self.changing |= unfrozen or bool(np.ptp(weights, axis=-1).any())
@@ -193,6 +212,7 @@ class Table:
         told = {name: self.metadata[name] for name in _TOLD if name in self.metadata}
         parts = " ".join([*self.fingerprints, self.digest])
         longest = max(self.qualities, key=lambda one: one.num_draws)
+        told |= kept_together(self.told)
         return told | {
             "num_draws": longest.num_draws,
             "num_full_draws": self.full_quality.num_draws,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from slt_jax.estimators.result import with_error
+from slt_jax.run import kept_in
 
 if TYPE_CHECKING:
     from slt_jax.estimators.susceptibility_result import Susceptibilities
@@ -23,7 +24,7 @@ def describe(chi: "Susceptibilities", meaning: str) -> str:
         f"Susceptibilities of {len(chi.components)} components to {entries.weight.size} "
         f"{kinds[entries.kind]} of {', '.join(names)}: {meaning}"
     )
-    return "\n".join([head, *_table(chi.by_dataset()), *_notes(chi)])
+    return "\n".join([head, *_table(chi.by_dataset()), *_notes(chi)]) + kept_in(chi.metadata)
 
 
 def _table(chi: "Susceptibilities") -> list[str]:

@@ -27,7 +27,8 @@ def test_susceptibility_is_a_derivative(problem, moving):
     sampled, probe = problem
     step = 1e-4
     ends = [
-        perturbed_gap(sampled, probe, moving, N_BETA, LOCALIZATION, sign * step) for sign in (1, -1)
+        perturbed_gap(sampled, [probe], moving, N_BETA, LOCALIZATION, [sign * step])
+        for sign in (1, -1)
     ]
     slope = (ends[0] - ends[1]) / (2 * step)
     answer = two_chains(sampled, probe, moving, N_BETA, LOCALIZATION)

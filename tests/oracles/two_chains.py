@@ -135,41 +135,41 @@ def two_chains(
 
 def perturbed_gap(
     sampled: Quadratics,
-    probe: Quadratics,
+    probes: Sequence[Quadratics],
     moving: Sequence[int],
     n_beta: float,
     localization: float,
-    share: float,
+    shares: Sequence[float],
 ) -> float:
-    """⟨δ(u − u*) g⟩ under the data (1 − h)q + h q′, in units of Z_C/Z_full at h = 0.
+    """⟨δ(u − u*) g⟩ under the data (1 − Σh_j)q + Σ_j h_j q_j, in units of Z_C/Z_full at h = 0.
 
-    Its derivative in h is nβχ: the full posterior, whose weights u outside the component are held
-    at u* by the observable, not the posterior, weighs configurations by Z_full(h).
+    Its derivative in h_j is nβχ_j: the full posterior, whose weights u outside the component are
+    held at u* by the observable, not the posterior, weighs configurations by Z_full(h).
 
     Args:
         sampled: losses of the sampling data q; g is the gap of their mean.
-        probe: losses of the data set q′.
+        probes: losses of the data sets q_j.
         moving: numbers of the weights of the component.
         n_beta: nβ.
         localization: γ.
-        share: h.
+        shares: h_j.
     """
 
-    def mixed(share: float) -> Quadratics:
-        first, second = sampled.mean(), probe.mean()
-        return Quadratics(
-            (1 - share) * first.matrices + share * second.matrices,
-            (1 - share) * first.slopes + share * second.slopes,
+    def of(scale: float) -> tuple[Tempered, Tempered]:
+        weights = scale * np.asarray(shares)
+        means = [data.mean() for data in probes]
+        loss = Quadratics(
+            (1 - weights.sum()) * sampled.mean().matrices
+            + sum(h * mean.matrices for h, mean in zip(weights, means, strict=True)),
+            (1 - weights.sum()) * sampled.mean().slopes
+            + sum(h * mean.slopes for h, mean in zip(weights, means, strict=True)),
         )
-
-    def of(share: float) -> tuple[Tempered, Tempered]:
-        loss = mixed(share)
         return (
             tempered(loss.among(moving), n_beta, localization),
             tempered(loss, n_beta, localization),
         )
 
-    (own, full), (own_before, full_before) = of(share), of(0.0)
+    (own, full), (own_before, full_before) = of(1.0), of(0.0)
     factor = np.exp(
         own.log_partition
         - full.log_partition

@@ -121,6 +121,7 @@ def test_susceptibilities_are_devinterps(samples, numbers):
     half = slt.read_devinterp(samples / "half", sampled="train", component="half")
     chi = slt.susceptibilities_from(full, half, control=False)
     assert chi.components == ("half",)
+    assert "kept in 2 stores: 2 read from samples of devinterp" in str(chi)
     # devinterp's first observable is the probe, the second the sampling data.
     found = chi.to_xarray()["susceptibility"].values[0]
     np.testing.assert_allclose(found, numbers["susceptibilities"][:12], atol=1e-6)
