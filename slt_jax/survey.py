@@ -201,7 +201,7 @@ def take_survey(
         num_examples: examples to look at; None for 64 batches, or all of a small data set.
 
     Raises:
-        ValueError: a non-finite loss at w*.
+        ValueError: a non-finite loss at w*, or no weight at all.
     """
     order = survey_order(batches, num_examples)
     arrays, static = split((posterior, starts))
@@ -212,8 +212,14 @@ def take_survey(
         if bad >= 0:
             raise ValueError(
                 f"the loss at w* is not finite for example {numbers[bad]}: sampling needs finite "
-                "losses for every example and position, masked ones included"
+                "losses for every example and position, masked ones included. Look at this example "
+                "(token ids and labels outside the vocabulary give NaN)"
             )
+    if host_float(sums.weight) <= 0:
+        raise ValueError(
+            f"no position of the {len(order)} examples that were looked at has weight: nothing is "
+            "predicted. Are all labels -100, or all weights or the whole attention mask 0?"
+        )
     loss_weight, is_whole = None, len(order) == batches.num_examples
     if _has_weights(posterior, batches) and not is_whole:
         loss_weight = 0.0

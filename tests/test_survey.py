@@ -115,6 +115,16 @@ def test_a_loss_that_is_not_finite_is_named(example):
         take_survey(make_posterior(), slt.Batches((inputs, DATA[1]), 8), None, None)
 
 
+def test_examples_that_all_weigh_nothing_are_refused():
+    def weightless(params, batch):
+        losses = POSTERIOR.loss_fn(params, batch)
+        return slt.Losses(losses, 0 * losses)
+
+    posterior = slt.LocalPosterior(weightless, POSTERIOR.params, 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"64 examples .* has weight: nothing is predicted"):
+        take_survey(posterior, slt.Batches(DATA, 8), None, None)
+
+
 def test_weights_are_summed_over_all_data_even_if_the_survey_is_not():
     """Runs on a part of the data for the survey must not use its weights as if of the whole."""
     weights = np.ones(NUM_EXAMPLES, np.float32)

@@ -7,9 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from slt_jax.models.norm import Norm
 from slt_jax.models.rope import Rope
+
+FLOATING_DTYPES = ("float16", "bfloat16", "float32", "float64")
+"""Dtypes that weights and activations may have."""
 
 MAX_SIZE = 2**31 - 1
 """The largest size of an axis."""
@@ -122,6 +127,29 @@ class DecoderConfig:
     def raw(self) -> dict[str, Any]:
         """Give the contents of the ``config.json`` this was read from; empty if there is none."""
         return json.loads(self.source) if self.source else {}
+
+
+def floating_dtype(name: str, value: Any) -> np.dtype:
+    """Give a dtype for weights or activations.
+
+    Args:
+        name: the argument that is read, for the error.
+        value: anything that names a dtype.
+
+    Raises:
+        ValueError: none of ``FLOATING_DTYPES``.
+
+    >>> floating_dtype("dtype", "bf16")
+    Traceback (most recent call last):
+    ValueError: dtype must be one of float16, bfloat16, float32, float64, got 'bf16'
+    """
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype.name not in FLOATING_DTYPES:
+        raise ValueError(f"{name} must be one of {', '.join(FLOATING_DTYPES)}, got {value!r}")
+    return dtype
 
 
 def _check_size(name: str, size: int | None, *, at_least: int = 1) -> None:

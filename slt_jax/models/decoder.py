@@ -17,7 +17,7 @@ from slt_jax._types import Displacement
 from slt_jax.minibatch import Losses
 from slt_jax.models import fast_path
 from slt_jax.models.attention import AbstractAttention, BlockwiseAttention
-from slt_jax.models.config import DecoderConfig
+from slt_jax.models.config import DecoderConfig, floating_dtype
 from slt_jax.models.cross_entropy import token_losses
 from slt_jax.models.layout import parameter_axes
 from slt_jax.models.norm import Norm
@@ -51,6 +51,7 @@ class Decoder(eqx.Module):
 
     Raises:
         ValueError: an architecture or a dtype that this attention cannot compute.
+        TypeError: an attention that is none.
     """
 
     config: DecoderConfig = eqx.field(static=True)
@@ -64,7 +65,12 @@ class Decoder(eqx.Module):
         attention: AbstractAttention = BlockwiseAttention(),
     ):
         self.config = config
-        self.compute_dtype = jnp.dtype(compute_dtype)
+        self.compute_dtype = floating_dtype("compute_dtype", compute_dtype)
+        if not isinstance(attention, AbstractAttention):
+            raise TypeError(
+                "attention must be an object such as BlockwiseAttention(), SplashAttention() or "
+                f"CudnnAttention(), got {attention!r}"
+            )
         self.attention = attention
         attention.check(config, self.compute_dtype)
 
@@ -158,6 +164,11 @@ class Decoder(eqx.Module):
     ) -> Float32[Array, "batch targets"] | Losses:
         """Give the losses from the residual stream after the last layer."""
         ids, labels, mask = token_arrays(batch)
+        if ids.shape[1] < 2:
+            raise ValueError(
+                f"sequences of {ids.shape[1]} tokens predict nothing: the first token is only "
+                "read, so give at least 2"
+            )
         hidden = hidden[:, :-1]
         targets = (ids if labels is None else labels)[:, 1:]
         counted = targets != IGNORED_LABEL

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from slt_jax._types import Params
 from slt_jax.models.attention import AbstractAttention, BlockwiseAttention
@@ -63,7 +62,7 @@ def from_hf(
     config = read_config(folder)
     stored = open_folder(folder)
     kept = plan_parameters(config, stored, dtype)["embed.tok"].dtype
-    attention.check(config, jnp.dtype(kept if compute_dtype is None else compute_dtype))
+    Decoder(config, kept if compute_dtype is None else compute_dtype, attention)
     params = load_parameters(config, stored, dtype=dtype, layout=layout)
     return decoder_model(config, params, compute_dtype, attention)
 

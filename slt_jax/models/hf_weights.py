@@ -5,10 +5,9 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from slt_jax.models.config import DecoderConfig
+from slt_jax.models.config import DecoderConfig, floating_dtype
 from slt_jax.models.hf_names import IGNORED_SUFFIXES, tensor_views
 from slt_jax.models.layout import axis_sizes, parameter_axes, parameter_shapes
 from slt_jax.models.safetensors_reader import StoredTensor
@@ -16,6 +15,8 @@ from slt_jax.models.safetensors_writer import Pending
 from slt_jax.models.tensor_view import TensorView
 
 KEPT_DTYPES = ("float16", "bfloat16", "float32")
+"""Dtypes of the tensors of a checkpoint that parameters keep."""
+
 TIED_NAMES = ("lm_head.weight", "embed_out.weight")
 _SHOWN = 6
 
@@ -211,9 +212,7 @@ def _report(
 
 def _dtypes(sources: Mapping[str, list[Any]], dtype: Any) -> dict[str, np.dtype]:
     """Choose every parameter's dtype, and refuse tensors that cannot be given it."""
-    kept = None if dtype is None else jnp.dtype(dtype)
-    if kept is not None and not jnp.issubdtype(kept, jnp.floating):
-        raise ValueError(f"dtype must be a floating-point type, such as 'bfloat16', got {kept}")
+    kept = None if dtype is None else floating_dtype("dtype", dtype)
     chosen = {}
     for name, tensors in sources.items():
         found = sorted({tensor.dtype.name for tensor in tensors})

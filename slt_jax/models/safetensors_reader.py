@@ -33,6 +33,9 @@ DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
 }
 MAX_HEADER_BYTES = 100_000_000
+GIT_LFS_POINTER = b"version "
+"""How a text file begins that stands for a large one; as a length it would be 2e18 bytes."""
+
 INDEX = "model.safetensors.index.json"
 
 
@@ -63,7 +66,10 @@ def open_file(path: Path) -> dict[str, StoredTensor]:
     if size < 8:
         _reject(path, f"{size} bytes are too few to hold a header; the file is truncated")
     with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
+        first = stream.read(8)
+        if first == GIT_LFS_POINTER:
+            _reject(path, "this is what Git LFS leaves in place of the file; run `git lfs pull`")
+        length = int.from_bytes(first, "little")
         if length > min(size - 8, MAX_HEADER_BYTES):
             _reject(
                 path,

@@ -19,7 +19,8 @@ def token_arrays(batch: Any) -> tuple[Array, Array | None, Array | None]:
     """Give the token ids of a batch, and its labels and attention mask or None.
 
     Raises:
-        ValueError: entries that are none of these, or no token ids.
+        TypeError: labels that are no integers.
+        ValueError: entries that are none of these, no token ids, parts of other shapes.
     """
     if not isinstance(batch, Mapping):
         return batch, None, None
@@ -29,7 +30,15 @@ def token_arrays(batch: Any) -> tuple[Array, Array | None, Array | None]:
             "a batch holds input_ids and optionally labels and attention_mask, each [batch, pos]; "
             f"got {sorted(batch)}"
         )
-    return batch["input_ids"], batch.get("labels"), batch.get("attention_mask")
+    ids, labels, mask = batch["input_ids"], batch.get("labels"), batch.get("attention_mask")
+    for name, part in {"labels": labels, "attention_mask": mask}.items():
+        if part is not None and np.shape(part) != np.shape(ids):
+            raise ValueError(
+                f"{name} must have the shape of input_ids, {np.shape(ids)}, got {np.shape(part)}"
+            )
+    if labels is not None and not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers, got {labels.dtype}")
+    return ids, labels, mask
 
 
 def check_token_ids(ids: Array, config: DecoderConfig) -> None:

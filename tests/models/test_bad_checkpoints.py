@@ -34,6 +34,12 @@ def truncate(folder):
     shard(folder).write_bytes(shard(folder).read_bytes()[:-1])
 
 
+def leave_a_pointer(folder):
+    shard(folder).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 548105171\n"
+    )
+
+
 def lie_about(entry):
     def damage(folder):
         content = shard(folder).read_bytes()
@@ -74,6 +80,7 @@ def mix_dtypes(folder):
     ("damage", "message"),
     [
         (truncate, r"model-00003.*the file is truncated\. Nothing was loaded; download"),
+        (leave_a_pointer, "what Git LFS leaves in place of the file; run `git lfs pull`"),
         (lie_about({"shape": [7]}), "of shape .* needs .* bytes, but its data_offsets"),
         (lie_about({"data_offsets": [0, 10**12]}), "but its data_offsets"),
         (lambda folder: shard(folder).unlink(), "1 of 3 shards are missing: model-00003"),
@@ -168,6 +175,22 @@ def test_whatever_is_wrong_with_a_config_is_a_value_error(name):
             except ValueError:
                 refused += 1
     assert refused > len(raw)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"dtype": "bf16"}, ValueError, "dtype must be one of float16, bfloat16, .* got 'bf16'"),
+        ({"dtype": "float8_e4m3fn"}, ValueError, "dtype must be one of .* got 'float8_e4m3fn'"),
+        ({"compute_dtype": "int32"}, ValueError, "compute_dtype must be one of .* got 'int32'"),
+        ({"attention": "flash"}, TypeError, r"such as BlockwiseAttention\(\).* got 'flash'"),
+        ({"attention": slt.models.SplashAttention}, TypeError, "must be an object such as"),
+    ],
+)
+def test_nothing_is_read_if_an_option_is_of_no_use(llama, monkeypatch, options, error, message):
+    monkeypatch.setattr(StoredTensor, "view", lambda self: pytest.fail("a tensor was read"))
+    with unchecked_annotations(), pytest.raises(error, match=message):
+        from_hf(llama, **options)
 
 
 def test_token_ids_out_of_range_stop_a_run_before_it_starts():

@@ -239,6 +239,14 @@ def test_what_is_no_batch_is_refused():
         decoder(params, {"tokens": tokens()})
     with pytest.raises((TypeError, TypeCheckError)):
         decoder(params, jnp.ones((2, 9), jnp.float32))
+    with pytest.raises(
+        ValueError, match=r"attention_mask must have the shape .*\(2, 9\), got \(2, 1"
+    ):
+        decoder(params, {"input_ids": tokens(), "attention_mask": jnp.ones((2, 1), jnp.int32)})
+    with pytest.raises(TypeError, match="labels must be integers, got float32"):
+        decoder(params, {"input_ids": tokens(), "labels": jnp.zeros((2, 9))})
+    with pytest.raises(ValueError, match="sequences of 1 tokens predict nothing"):
+        jax.eval_shape(decoder, params, tokens(length=1))
     learned = DecoderConfig(**{**vars(TINY), "num_positions": 5, "ropes": (), "rope_of_layer": ()})
     with pytest.raises(ValueError, match="9 tokens do not fit the 5 learned positions"):
         Decoder(learned)(weights_of(learned), tokens())
