@@ -28,7 +28,7 @@ def provenance(*modules: ModuleType) -> dict[str, Any]:
         "machine": f"{platform.machine()}, {len(_processors())} processors used",
         "device": jax.devices()[0].device_kind,
         "settings": {
-            name: value
+            name: value._asdict() if hasattr(value, "_asdict") else value
             for module in modules
             for name, value in vars(module).items()
             if name.isupper() and isinstance(value, int | float | str | tuple | dict)
