@@ -5,12 +5,16 @@ No accelerator is needed: the TPU's kernels run interpreted, cuDNN's are only tr
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 import slt_jax as slt
 from slt_jax.models.attention import BlockwiseAttention
@@ -65,6 +69,47 @@ def test_splash_equals_blocks_of_queries(settings):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), expected, found
         )
+
+
+DIVIDED = """
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from slt_jax.models.attention import BlockwiseAttention
+from slt_jax.models.splash_attention import SplashAttention
+
+mesh = jax.make_mesh((2, 2), ("chain", "model"), (jax.sharding.AxisType.Auto,) * 2)
+rng = np.random.default_rng(5)
+q, k, v = (rng.standard_normal((4, 1, 150, n, 8)).astype(np.float32) for n in (4, 2, 2))
+is_key = (np.arange(150) < 120)[None]
+
+def compiled(attention):
+    def loss(q, k, v):
+        mixed = attention(q, k, v, scale=0.7, windows=(70,), is_key=is_key)
+        return jax.numpy.sum(jax.numpy.sin(mixed[:, :120]))
+    rows = jax.vmap(jax.value_and_grad(loss, (0, 1, 2)), (0, None, None), spmd_axis_name="chain")
+    return jax.jit(rows, compiler_options={"xla_backend_optimization_level": 0})
+
+def placed(x, *names):
+    return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*names)))
+
+plain = compiled(BlockwiseAttention())(q, k[0], v[0])
+attention = SplashAttention(128, mesh=mesh, head_axis="model", interpret=True)
+heads = None, None, "model"
+operands = placed(q, "chain", *heads), placed(k[0], *heads), placed(v[0], *heads)
+fused = compiled(attention)(*operands)
+assert fused[1][0].sharding.spec == PartitionSpec("chain", *heads), fused[1][0].sharding
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=3e-5), plain, fused)
+"""
+
+
+def test_splash_divided_over_devices_equals_blocks_of_queries():
+    """Chains over one axis of the devices, heads over the other; queries alone differ by chain."""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(FIXTURES.parents[2]),
+    }
+    subprocess.run([sys.executable, "-c", DIVIDED], check=True, env=environment)
 
 
 def test_bfloat16_of_splash_is_no_worse_than_that_of_blocks():
@@ -173,6 +218,21 @@ def test_cudnn_is_called_forward_and_backward_with_the_windows_of_the_model(monk
 def test_a_model_that_a_kernel_cannot_compute_is_refused(attention, changes, dtype, message):
     with pytest.raises(ValueError, match=message):
         Decoder(dataclasses.replace(TINY, **{"head_dim": 8} | changes), dtype, attention)
+
+
+def test_heads_are_divided_evenly_over_an_axis_of_the_mesh():
+    mesh = jax.make_mesh((1,), ("model",), (jax.sharding.AxisType.Auto,))
+    with pytest.raises(ValueError, match=r"an axis of the mesh, \('model',\), got heads"):
+        SplashAttention(mesh=mesh, head_axis="heads")
+    two = Mesh(np.array([*mesh.devices, *mesh.devices]), ("model",))
+    attention = SplashAttention(mesh=two, head_axis="model")
+    assert (
+        Decoder(TINY, jnp.float32, attention)
+        .provenance["attention"]
+        .endswith("(block_size=512, head_axis='model', interpret=False)")
+    )
+    with pytest.raises(ValueError, match="1 key heads cannot be divided over the 2 devices"):
+        Decoder(dataclasses.replace(TINY, num_kv_heads=1), jnp.float32, attention)
 
 
 def test_cudnn_refuses_padding_instead_of_ignoring_it():

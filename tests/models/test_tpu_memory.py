@@ -41,7 +41,7 @@ def test_a_head_of_an_8b_model_takes_less_than_a_gigabyte_beside_the_weights(com
 
 
 def test_fused_attention_at_long_context_holds_no_scores(compiled):
-    """Two chains of eight heads: the float32 scores of one head of one of them take 268 MB."""
+    """Two chains and two heads on every chip; float32 scores of one of them would take 268 MB."""
     memory = compiled["long_context"]
     assert memory["kernels"] == ["splash_mha_dkv", "splash_mha_dq", "splash_mha_fwd"]
     assert 1e6 < memory["temporary"] < 4 * LONG**2 / 2

@@ -1,7 +1,7 @@
 """Compile for TPU chips, and print as JSON what the programs take and which kernels they call.
 
 One is a step of one head of an 8B decoder on eight chips, the other the gradient of all weights of
-a small decoder at long context on one chip, with fused attention.
+a small decoder at long context, with fused attention.
 
 Run as a program of its own: ``python -m tests.models.tpu_memory``. No TPU is needed, only libtpu.
 """
@@ -51,7 +51,7 @@ SHAPE_OF_LONG_CONTEXT = DecoderConfig(
     width=256,
     num_layers=2,
     num_heads=8,
-    num_kv_heads=2,
+    num_kv_heads=4,
     head_dim=64,
     mlp_width=0,
     norm=Norm(1e-5),
@@ -70,21 +70,28 @@ def as_shapes(tree: Any, sharding: NamedSharding) -> Any:
     )
 
 
+def chips() -> Mesh:
+    """Give eight chips, for chains and for parts of the model."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+    return Mesh(np.array(devices).reshape(CHAIN_DEVICES, MODEL_DEVICES), ("chain", "model"))
+
+
+def placed(mesh: Mesh, leading: str, axes: str) -> NamedSharding:
+    """Divide a leaf with these axes, and with a leading one if that is named."""
+    names = ["model" if axis in SHARDED else None for axis in axes]
+    return NamedSharding(mesh, PartitionSpec(*([leading] if leading else []), *names))
+
+
 def compile_step(component: str) -> Any:
     """Compile one SGLD step of all chains, weights sharded over 4 chips and chains over 2."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    mesh = Mesh(np.array(devices).reshape(CHAIN_DEVICES, MODEL_DEVICES), ("chain", "model"))
+    mesh = chips()
     config = SHAPE_OF_LLAMA_3_8B
     decoder, axes = Decoder(config, jnp.bfloat16), parameter_axes(config)
     everywhere = NamedSharding(mesh, PartitionSpec())
     over_chains = NamedSharding(mesh, PartitionSpec("chain"))
 
-    def placed(name: str) -> NamedSharding:
-        names = ("model" if axis in SHARDED else None for axis in axes[name])
-        return NamedSharding(mesh, PartitionSpec(*names))
-
     params = {
-        name: as_shapes(shape, placed(name))
+        name: as_shapes(shape, placed(mesh, "", axes[name]))
         for name, shape in parameter_shapes(config, jnp.bfloat16).items()
     }
     described = {name: " ".join(own) for name, own in axes.items()}
@@ -117,22 +124,29 @@ def compile_step(component: str) -> Any:
 
 
 def compile_long_context() -> Any:
-    """Compile the gradients of two chains with the splash kernels, in bfloat16 on one chip."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    here = NamedSharding(Mesh(np.array(devices[:1]), ("device",)), PartitionSpec())
-    decoder = Decoder(SHAPE_OF_LONG_CONTEXT, jnp.bfloat16, slt.models.SplashAttention())
+    """Compile the gradients of four chains with the splash kernels, in bfloat16.
+
+    Chains are divided over 2 chips and heads over 4.
+    """
+    mesh = chips()
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    attention = slt.models.SplashAttention(mesh=mesh, head_axis="model")
+    decoder = Decoder(SHAPE_OF_LONG_CONTEXT, jnp.bfloat16, attention)
+    axes = parameter_axes(SHAPE_OF_LONG_CONTEXT)
     shapes = parameter_shapes(SHAPE_OF_LONG_CONTEXT, jnp.bfloat16)
     rows = {
-        name: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype, sharding=here)
+        name: jax.ShapeDtypeStruct(
+            (NUM_CHAINS, *leaf.shape), leaf.dtype, sharding=placed(mesh, "chain", axes[name])
+        )
         for name, leaf in shapes.items()
     }
-    ids = jax.ShapeDtypeStruct((1, LONG), jnp.int32, sharding=here)
+    ids = jax.ShapeDtypeStruct((1, LONG), jnp.int32, sharding=everywhere)
 
     def mean_loss(params: Any, ids: Any) -> Any:
         return jnp.mean(jnp.asarray(decoder(params, ids)))
 
-    slopes = jax.jit(jax.vmap(jax.grad(mean_loss), (0, None)))
-    return slopes.trace(rows, ids).lower(lowering_platforms=("tpu",)).compile()
+    slopes = jax.vmap(jax.grad(mean_loss), (0, None), spmd_axis_name="chain")
+    return jax.jit(slopes).trace(rows, ids).lower(lowering_platforms=("tpu",)).compile()
 
 
 def report(program: Any) -> dict[str, Any]:
