@@ -124,7 +124,6 @@ def summary(report: dict[str, Any]) -> str:
         f"{found['mean auc']:.2f} | {found['p (Fisher)']:.2g} |"
         for kind, found in report["together"].items()
     ]
-    score = report["settings"]["INDUCTION_SCORE"]
     return f"""# Induction heads by susceptibilities
 
 ![Loadings of heads, and what repeated tokens suffer from each](induction_by_susceptibility.png)
@@ -154,16 +153,28 @@ which the error of the full chain is spread over the heads.
 |---|---|---|---|---|
 {lines(components_rows(report))}
 
-What is seen instead: how much more than the average token the repeats suffer when a head wanders,
-E_C[ℓ̃]/E_C[g], with the largest error (scatter of chains), and whether it is larger for the
-induction heads than for the others of layer 1. This was found in the network of seed 0; for the
-other two, which were not looked at before, p = {report["p of the circuits (Fisher)"]:.2g} by
-Fisher's method. The last columns name the head with the largest such loss, and the one that attends
-the most to the token before.
+{beside(report)}
+
+{told(report)}
+"""
+
+
+def beside(report: dict[str, Any]) -> str:
+    """Write what is seen instead, the labels, and what the rows look like."""
+    score = report["settings"]["INDUCTION_SCORE"]
+    return f"""## What is seen instead
+
+How much more than the average token the repeats suffer when a head wanders, E_C[ℓ̃]/E_C[g], with the
+largest error (scatter of chains), and whether it is larger for the induction heads than for the
+others of layer 1. This was found in the network of seed 0; for the other two, which were not looked
+at before, p = {report["p of the circuits (Fisher)"]:.2g} by Fisher's method. The last columns name
+the head with the largest such loss, and the one that attends the most to the token before.
 
 | network | seed | induction | others of layer 1 | layer 0 | error | AUC | p | largest | before |
 |---|---|---|---|---|---|---|---|---|---|
 {lines(circuit_rows(report))}
+
+## What went in
 
 The labels: heads with an induction score above {score}, and the loss of random tokens when they
 come first and when they come again, in nats.
@@ -178,10 +189,7 @@ of its term −Cov_C(g, ℓ̃) from one half of the chains with that from the ot
 
 | settings | seed | mean gap | with control | with the full chain | covariance, between halves |
 |---|---|---|---|---|---|
-{lines(likeness_rows(report))}
-
-{told(report)}
-"""
+{lines(likeness_rows(report))}"""
 
 
 def verdict(report: dict[str, Any]) -> str:
