@@ -209,7 +209,7 @@ def verdict(report: dict[str, Any]) -> str:
   far more than a head does. A head's row of χ̂ is correlated with E_full[ℓ̃], which is the same for
   all heads, by {min(full):.3f} to {max(full):.3f}.
 - The chains feel the localization alone: h* = γ/nβ is 10, where no curvature within a head is above
-  0.8 (seed 0). A row is correlated with its control by {min(control):.3f} to {max(control):.3f}.
+  1.1 (seed 0). A row is correlated with its control by {min(control):.3f} to {max(control):.3f}.
   Where the loss is felt (larger nβ), the noise is larger too.
 - The term that is the head's own, −Cov_C(g, ℓ̃), is mostly noise for single tokens with 200 draws:
   from one half of the chains to the other it is correlated by {mean_of(halves):.2f} on average. To
@@ -251,7 +251,7 @@ def draw(report: dict[str, Any]) -> Figure:
 def _loadings(axes: Axes, one: dict[str, Any]) -> None:
     axes.axhline(0, color=FAINT, linewidth=0.8)
     names = []
-    for place, kind in enumerate(DRAWN):
+    for place, kind in enumerate(kind for kind in DRAWN if kind in one["judged"]):
         found = one["judged"][kind]
         names.append(f"{kind}\nAUC {found['auc']:.2f}")
         for offset, layer, color in ((-0.22, "l0", MUTED), (0.0, "l1", ACCENT)):
