@@ -41,7 +41,7 @@ from slt_jax import analysis
 from slt_jax.analysis.decomposition import AXIS
 
 SEEDS = (0, 1, 2)
-UNTRAINED_SEEDS, SHARPER_SEEDS = (0, 1, 2), (0,)
+UNTRAINED_SEEDS, SHARPER_SEEDS = (0,), (0,)
 # What `circuit` computes was found in the network of seed 0; the others are its test.
 CONFIRMING_SEEDS = (1, 2)
 PUBLISHED, SHARPER = "published settings", "larger nβ"
@@ -224,41 +224,62 @@ def one_seed(runs: Path, work: Path, seed: int) -> dict[str, Any]:
     scores = networks.attention_scores(network)
     heads = scores.heads_above(networks.INDUCTION_SCORE)
     print(f"seed {seed}: induction heads {heads}", flush=True)
-    folder = work / f"seed{seed}"
-    trained = networks.measured(network, folder / "trained.nc", networks.PUBLISHED, control=True)
-    matrices = {
-        "susceptibility": trained,
-        "covariance alone": [without_full(chain) for chain in trained],
-        "control": [as_control(chain) for chain in trained],
-        "beyond control": beyond_control(trained),
-        "own shift": [own_shift(chain) for chain in trained],
-        "layer 1": of_layer_1(trained),
-        "layer 1, control": of_layer_1([as_control(chain) for chain in trained]),
-    }
-    circuits = {"trained": circuit(trained, heads)}
-    likeness = {PUBLISHED: like(trained)}
-    if seed in UNTRAINED_SEEDS:
-        before = networks.load(runs, seed, untrained=True)
-        path = folder / "untrained.nc"
-        untrained = networks.measured(before, path, networks.PUBLISHED, control=False)
-        matrices["untrained"] = untrained
-        circuits["untrained"] = circuit(untrained, heads)
-    if seed in SHARPER_SEEDS:
-        path = folder / "sharper.nc"
-        sharper = networks.measured(network, path, networks.SHARPER, control=True)
-        matrices[SHARPER] = sharper
-        matrices[f"{SHARPER}, covariance alone"] = [without_full(chain) for chain in sharper]
-        likeness[SHARPER] = like(sharper)
+    chains = chains_of(runs, work / f"seed{seed}", network)
     return {
         "induction heads": heads,
         "induction scores": np.asarray(scores.induction, np.float64).round(4).tolist(),
         "attends to the token before": f"l0h{int(np.argmax(scores.previous[0]))}",
         "repeated loss": [scores.first_loss, scores.second_loss],
-        "verdict": [chain.attrs["verdict"] for chain in trained],
-        "likeness": likeness,
-        "circuits": circuits,
-        "judged": {name: judged(chains, heads) for name, chains in matrices.items()},
+        "verdict": [chain.attrs["verdict"] for chain in chains["trained"]],
+        "likeness": {
+            name: like(chains[kind])
+            for name, kind in ((PUBLISHED, "trained"), (SHARPER, "sharper"))
+            if kind in chains
+        },
+        "circuits": {
+            kind: circuit(chains[kind], heads)
+            for kind in ("trained", "untrained")
+            if kind in chains
+        },
+        "judged": {name: judged(kind, heads) for name, kind in matrices_of(chains).items()},
     }
+
+
+def chains_of(runs: Path, folder: Path, network: networks.Network) -> dict[str, list[xr.Dataset]]:
+    """Measure a network, or read what was measured: the kind of measurement → its chains."""
+
+    def of(kind: str, given: networks.Network, sampling: networks.Sampling, control: bool = True):
+        return networks.measured(given, folder / f"{kind}.nc", sampling, control=control)
+
+    found = {"trained": of("trained", network, networks.PUBLISHED)}
+    if network.seed in UNTRAINED_SEEDS:
+        before = networks.load(runs, network.seed, untrained=True)
+        found["untrained"] = of("untrained", before, networks.PUBLISHED, control=False)
+    if network.seed in SHARPER_SEEDS:
+        found["sharper"] = of("sharper", network, networks.SHARPER)
+    return found
+
+
+def matrices_of(chains: dict[str, list[xr.Dataset]]) -> dict[str, list[xr.Dataset]]:
+    """Give what is analysed, first what was planned before anything was measured."""
+    trained, sharper = chains["trained"], chains.get("sharper")
+    matrices = {
+        "susceptibility": trained,
+        "control": [as_control(chain) for chain in trained],
+        "beyond control": beyond_control(trained),
+    }
+    if "untrained" in chains:
+        matrices["untrained"] = chains["untrained"]
+    matrices |= {
+        "covariance alone": [without_full(chain) for chain in trained],
+        "own shift": [own_shift(chain) for chain in trained],
+        "layer 1": of_layer_1(trained),
+        "layer 1, control": of_layer_1([as_control(chain) for chain in trained]),
+    }
+    if sharper is not None:
+        matrices[SHARPER] = sharper
+        matrices[f"{SHARPER}, covariance alone"] = [without_full(chain) for chain in sharper]
+    return matrices
 
 
 def circuit(chains: Sequence[xr.Dataset], heads: Collection[str]) -> dict[str, Any]:

@@ -135,6 +135,12 @@ hardly fall below six in the number of sets); and differences in units of their 
 
 {verdict(report)}
 
+The settings, the labels and the first four of these matrices were fixed beforehand: the
+susceptibilities, their control, what regression on it leaves, and the weights before training. The
+others were added after a look at seed 0: the covariance alone is −Cov_C(g, ℓ̃), the own shift
+E_C[ℓ̃], layer 1 its eight heads by themselves, and larger nβ two chains at other settings, chosen by
+curvature.
+
 | matrix | seed | component | AUC | in layer 1 | p | repeats − all others | − first time | holds |
 |---|---|---|---|---|---|---|---|---|
 {lines(rows_of(report))}
@@ -167,8 +173,13 @@ def beside(report: dict[str, Any]) -> str:
 How much more than the average token the repeats suffer when a head wanders, E_C[ℓ̃]/E_C[g], with the
 largest error (scatter of chains), and whether it is larger for the induction heads than for the
 others of layer 1. This was found in the network of seed 0; for the other two, which were not looked
-at before, p = {report["p of the circuits (Fisher)"]:.2g} by Fisher's method. The last columns name
-the head with the largest such loss, and the one that attends the most to the token before.
+at before, p = {report["p of the circuits (Fisher)"]:.2g} by Fisher's method. Before training the
+mean gaps are next to zero, and the quotient says nothing. The last columns name the head with the
+largest such loss, and the one that attends the most to the token before.
+
+So a head at either end of the circuit is seen, and no single direction can tell the induction heads
+from all others: the heads of layer 0, that which attends to the token before above all, respond to
+repeats as they do.
 
 | network | seed | induction | others of layer 1 | layer 0 | error | AUC | p | largest | before |
 |---|---|---|---|---|---|---|---|---|---|
@@ -213,7 +224,7 @@ def verdict(report: dict[str, Any]) -> str:
   Where the loss is felt (larger nβ), the noise is larger too.
 - The term that is the head's own, −Cov_C(g, ℓ̃), is mostly noise for single tokens with 200 draws:
   from one half of the chains to the other it is correlated by {mean_of(halves):.2f} on average. To
-  raise this to a half would take about {draws_needed(mean_of(halves)):.0f} times as many."""
+  raise this to a half would take about {draws_needed(mean_of(halves)):.0f} times as many draws."""
 
 
 def mean_of(values: list[float]) -> float:
