@@ -35,7 +35,7 @@ from slt_jax.models.zoo.text import common_tokens
 # As in Structural Inference (Baker et al., arXiv 2504.18274).
 N_BETA, LOCALIZATION, STEP_SIZE, BATCH_SIZE = 30.0, 300.0, 1e-3, 8
 NUM_BURNIN, NUM_STEPS_BW_DRAWS = 30, 4
-CHI_CHAINS, CHI_DRAWS = 4, 50
+CHI_CHAINS, CHI_DRAWS = 4, 100
 TABLE_CHAINS, TABLE_DRAWS = 2, 50
 ROWS_PER_DATASET, LENGTH = 8, 64
 # The largest share of the data that is replaced by one kind.
@@ -159,6 +159,10 @@ def one_target(setting: Any, heads: tuple[str, ...]) -> dict[str, Any]:
             "predicted": float(predicted[on_target].mean()),
             "retrained": float(found[on_target].mean()),
             "retrained, other heads": float(found[~on_target].mean()),
+            "induction score": float(np.mean(scores, axis=0).ravel()[on_target].mean()),
+            "induction score, other heads": float(
+                np.mean(scores, axis=0).ravel()[~on_target].mean()
+            ),
         },
     }
 
@@ -173,10 +177,12 @@ def summary(report: Mapping[str, Any]) -> str:
         f"these shares and their opposites, mean of {len(TRAINING_SEEDS)} orders of the batches:",
         "predicted and found for the heads of the target, found for all others. Then correlations",
         "over heads: with nβR dh, with its part in which all other weights stay, and between the",
-        "orders.",
+        "orders. Last, how the attention to what followed the same token before changes in these",
+        "heads and in the others.",
         "",
-        "| target | shares | predicted | found | other heads | r (rank p) | others stay | orders |",
-        "|---|---|---|---|---|---|---|---|",
+        "| target | shares | predicted | found | other heads | r (rank p) | others stay | orders | "
+        "induction |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in report["targets"].items():
         shares = ", ".join(f"{kind} {share:+.3f}" for kind, share in found["shares"].items())
@@ -186,8 +192,16 @@ def summary(report: Mapping[str, Any]) -> str:
             f"| {name} | {shares} | {target['predicted']:+.3f} | {target['retrained']:+.3f} | "
             f"{target['retrained, other heads']:+.3f} | {whole['pearson']:+.2f} "
             f"({whole['spearman p']:.2g}) | {fixed['pearson']:+.2f} ({fixed['spearman p']:.2g}) | "
-            f"{found['between seeds']:+.2f} |"
+            f"{found['between seeds']:+.2f} | {target['induction score']:+.3f}, "
+            f"{target['induction score, other heads']:+.3f} |"
         )
+    foreseen = [
+        name
+        for name, found in report["targets"].items()
+        if found["against the prediction"]["pearson"] > 0
+        and found["against the prediction"]["spearman p"] < 0.05
+    ]
+    lines += ["", f"Foreseen, by a positive r with a rank p under 0.05: {foreseen or 'none'}."]
     lines += ["", "```", report["susceptibilities"], "```", ""]
     lines.append(f"{report['seconds']:.0f} s. {told(dict(report))}")
     return "\n".join(lines) + "\n"
