@@ -180,8 +180,7 @@ def summary(report: Mapping[str, Any]) -> str:
         "orders. Last, how the attention to what followed the same token before changes in these",
         "heads and in the others.",
         "",
-        "| target | shares | predicted | found | other heads | r (rank p) | others stay | orders | "
-        "induction |",
+        "| target | shares | predicted | found | others | r (rank p) | stay | orders | induction |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in report["targets"].items():
