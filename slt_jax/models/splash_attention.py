@@ -100,7 +100,16 @@ class SplashAttention(AbstractAttention):
         softcap: float | None = None,
         is_key: Bool[Array, "batch pos"] | None = None,
     ) -> Float[Array, "batch pos h k"]:
-        """Mix values as ``attention`` does; see the class for what differs."""
+        """Mix values as ``attention`` does; see the class for what differs.
+
+        Raises:
+            ValueError: with ``jax_enable_x64``, under which the kernels of JAX cannot be built.
+        """
+        if jax.dtypes.canonicalize_dtype(np.int64) == np.int64:
+            raise ValueError(
+                "the kernels of SplashAttention cannot be built under jax_enable_x64; leave it "
+                "off, or use BlockwiseAttention()"
+            )
         length = q.shape[1]
         size, filled = block_and_length(length, self.block_size)
         q = (q * scale).astype(q.dtype)

@@ -235,6 +235,11 @@ def test_heads_are_divided_evenly_over_an_axis_of_the_mesh():
         Decoder(dataclasses.replace(TINY, num_kv_heads=1), jnp.float32, attention)
 
 
+def test_splash_refuses_64_bits_instead_of_failing_inside_a_kernel():
+    with jax.enable_x64(True), pytest.raises(ValueError, match="leave it off, or use Block"):
+        jax.eval_shape(Decoder(TINY, jnp.float32, SplashAttention()), weights_of(TINY), tokens())
+
+
 def test_cudnn_refuses_padding_instead_of_ignoring_it():
     config = dataclasses.replace(TINY, head_dim=8)
     decoder = Decoder(config, BFLOAT16, CudnnAttention())
