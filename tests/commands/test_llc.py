@@ -122,7 +122,7 @@ def test_diverged_chains_are_named_and_fail(data, monkeypatch, capsys):
         (["--batch-size", "9"], "batch_size must be between 1 and the 8 examples there are, got 9"),
         (["--localization", "-1"], "localization must be"),
         (["--burn-in", "-1"], "num_burnin_steps"),
-        (["--dtype", "int8"], "dtype must be a floating-point type"),
+        (["--dtype", "int8"], "dtype must be one of float16"),
         (["--dtype", "float33"], "float33"),
     ],
 )
