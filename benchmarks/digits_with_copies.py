@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from slt_jax.quickstart import load_digits
+from slt_jax.quickstart.digits import load_digits
 
 NUM_CLASSES, NUM_PIXELS, NUM_HIDDEN = 10, 64, 32
 NUM_PLAIN, NUM_COPIES, NUM_QUERIES = 600, 20, 100

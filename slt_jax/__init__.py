@@ -25,6 +25,7 @@ from slt_jax.estimators.patterning import Patterning as Patterning
 from slt_jax.estimators.patterning import patterning as patterning
 from slt_jax.estimators.refined import RefinedLLC as RefinedLLC
 from slt_jax.estimators.refined import refined_llc as refined_llc
+from slt_jax.estimators.refined import refined_llc_from as refined_llc_from
 from slt_jax.estimators.result import LLCResult as LLCResult
 from slt_jax.estimators.susceptibilities import susceptibilities as susceptibilities
 from slt_jax.estimators.susceptibilities import susceptibilities_from as susceptibilities_from

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import slt_jax
-from slt_jax.commands import bif, config, llc, susceptibilities
+from slt_jax.commands import bif, config, llc, quickstart, susceptibilities
 
 
 class Command(NamedTuple):
@@ -18,35 +18,12 @@ class Command(NamedTuple):
     run: Callable[[argparse.Namespace], int]
 
 
-def _add_quickstart_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        default="slt-jax-quickstart",
-        help="folder for the results and the picture (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
-
-
-def _run_quickstart(arguments: argparse.Namespace) -> int:
-    from slt_jax import quickstart
-
-    missing = quickstart.missing_packages()
-    if missing:
-        print(
-            f"slt-jax quickstart needs {' and '.join(missing)}: pip install 'slt-jax[quickstart]'",
-            file=sys.stderr,
-        )
-        return 2
-    return quickstart.run(arguments.output, seed=arguments.seed)
-
-
 COMMANDS = (
     Command(
         "quickstart",
-        "measure the learning coefficient of three small networks (about a minute)",
-        _add_quickstart_arguments,
-        _run_quickstart,
+        "measure the bundled transformer, whole and head by head (a few minutes)",
+        quickstart.add_arguments,
+        quickstart.run,
     ),
     Command(
         "llc",

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Unpack
 
 import numpy as np
@@ -219,21 +219,68 @@ def refined_llc(
     shared: dict[str, Any] = dict(options)
     components = needed_components(shared.pop("components", None))
     _check_datasets(posterior, kernel, datasets, key, trained_on)
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    lost: list[Run] = []
-    for dataset, batches in datasets.items():
+
+    def runs_on(dataset: str, batches: Batches) -> Iterator[Run]:
         for number, piece in enumerate(groups(components)):
             own = of_run(shared, f"{dataset}/components {number}", components=piece)
-            run = sample(posterior, kernel, batches, key, **own)
+            yield sample(posterior, kernel, batches, key, **own)
+
+    runs = {dataset: runs_on(dataset, batches) for dataset, batches in datasets.items()}
+    found, lost = _found(runs, trained_on, surroundings)
+    table = _checked(_table(tuple(components), tuple(datasets), found), lost, drop_diverged)
+    return keep(shared.get("store"), table)
+
+
+def refined_llc_from(
+    runs: Mapping[str, Iterable[Run]],
+    *,
+    trained_on: Collection[str] = (),
+    drop_diverged: bool = False,
+    surroundings: bool = True,
+) -> RefinedLLC:
+    """Estimate refined learning coefficients from runs already made, such as those for another use.
+
+    Args:
+        runs: name of a data set → the runs on it, which may have several components each; all of
+            one posterior and kernel. Read one after the other: a generator need not hold them all.
+        trained_on: as for ``slt.refined_llc``.
+        drop_diverged: leave out chains that became non-finite, with their whole history.
+        surroundings: as for ``slt.refined_llc``.
+
+    Raises:
+        ChainsDiverged: chains became non-finite and ``drop_diverged`` is not set; ``error.result``
+            is the table without them.
+        ValueError: no runs, or names in ``trained_on`` that are not data sets.
+    """
+    _check_trained_on(runs, trained_on)
+    found, lost = _found(runs, trained_on, surroundings)
+    names = (*(name for name, _ in found), *(name for run in lost for name in run.components))
+    if not names:
+        raise ValueError("no component was sampled: give at least one run of components")
+    return _checked(_table(tuple(dict.fromkeys(names)), tuple(runs), found), lost, drop_diverged)
+
+
+def _found(
+    runs: Mapping[str, Iterable[Run]], trained_on: Collection[str], surroundings: bool
+) -> tuple[dict[tuple[str, str], dict[str, Any]], list[Run]]:
+    """Estimate every component of every run that has a live chain; give the runs that lost some."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    lost: list[Run] = []
+    for dataset, own in runs.items():
+        for run in own:
             lost += [] if run.health.alive.all() else [run]
-            for name, alive in zip(piece, run.health.alive, strict=True):
+            for name, alive in zip(run.components, run.health.alive, strict=True):
                 if alive.any():
                     refined = dataset not in trained_on
                     found[name, dataset] = _entry(run, name, refined, surroundings)
-    table = _table(tuple(components), tuple(datasets), found)
-    if lost and (len(found) < table.verdicts.size or not drop_diverged):
+    return found, lost
+
+
+def _checked(table: RefinedLLC, lost: list[Run], drop_diverged: bool) -> RefinedLLC:
+    """Give the table, or raise if chains were lost that may not be dropped."""
+    if lost and (np.isnan(table.llc).any() or not drop_diverged):
         raise _refusal(lost, table)
-    return keep(shared.get("store"), table)
+    return table
 
 
 def _entry(run: Run, name: str, data_refined: bool, surroundings: bool) -> dict[str, Any]:
@@ -322,6 +369,10 @@ def _check_datasets(
         )
     for batches in datasets.values():
         check_arguments(posterior, kernel, batches, key)
+    _check_trained_on(datasets, trained_on)
+
+
+def _check_trained_on(datasets: Mapping[str, Any], trained_on: Collection[str]) -> None:
     if isinstance(trained_on, str) or not set(trained_on) <= set(datasets):
         raise ValueError(
             f"trained_on must be a list of names among {list(datasets)}, got {trained_on!r}"

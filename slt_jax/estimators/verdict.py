@@ -92,7 +92,9 @@ def _not_at_a_minimum(result: "LLCResult") -> Verdict | None:
 def _step_too_large(result: "LLCResult") -> Verdict | None:
     bias = result.bias
     limit = MAX_STIFFNESS if bias.step_size > 0 else MAX_STABLE
-    limited = result.num_params < MAX_ACCEPTANCE_DIMENSION and not result.adjusted
+    # Metropolis's rule is asked about the bias of plain Langevin steps: others have none to see.
+    is_biased = bias.step_size > 0 and not result.adjusted
+    limited = result.num_params < MAX_ACCEPTANCE_DIMENSION and is_biased
     stiff = result.stiffness > limit and not result.adjusted
     smaller = "Lower the step size, and take more steps in proportion"
     if stiff:

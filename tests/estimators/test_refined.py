@@ -124,3 +124,29 @@ def test_what_it_says(one):
 def test_bad_input(options, message):
     with unchecked_annotations(), pytest.raises((TypeError, ValueError), match=message):
         table(**options)
+
+
+def test_runs_already_made_give_the_same_table(one):
+    """Runs of blocks in two pieces, in another order, and no run without chains."""
+    names = list(COMPONENTS)[:2]
+    runs = [
+        slt.sample(
+            posterior(),
+            KERNEL,
+            BATCHES,
+            KEY,
+            components={name: COMPONENTS[name]},
+            num_draws=500,
+            num_burnin_steps=0,
+            survey_examples=BATCH_SIZE,
+            progress=False,
+        )
+        for name in reversed(names)
+    ]
+    found = slt.refined_llc_from({"sampled": iter(runs)}, surroundings=False)
+    assert found.components == tuple(reversed(names))
+    np.testing.assert_allclose(found.llc[::-1], one.llc[:2, :1], rtol=1e-4)
+    with pytest.raises(ValueError, match="no component was sampled"):
+        slt.refined_llc_from({})
+    with pytest.raises(ValueError, match="must be a list of names"):
+        slt.refined_llc_from({"sampled": runs}, trained_on=["prose"])

@@ -37,7 +37,7 @@ def plot_component_heatmap(
         values: (component, column): susceptibilities by data set, refined learning coefficients,
             … with the names of both as coordinates.
         errors: standard errors of the same shape and unit; cells within two of them of zero are
-            written in grey. None for none.
+            written in brackets. None for none.
         title: of the figure.
         label: of the colour bar; the default is the array's ``long_name`` (or name) with its
             ``units``. Small or large values are given in a power of ten, which only it names.
@@ -63,24 +63,30 @@ def plot_component_heatmap(
     height = 0.24 * rows if is_written else min(0.1 * rows, 8.0)
     figure = new_figure(2.2 + width * columns, 1.4 + height)
     axes = figure.subplots()
-    image = axes.imshow(numbers, cmap=colors, norm=scale, aspect="auto")
+    axes.imshow(numbers, cmap=colors, norm=scale, aspect="auto")
     axes.set_xticks(range(columns), names, rotation=30, ha="right", rotation_mode="anchor")
     step = 1 if is_written else max(1, rows // 40)
     axes.set_yticks(range(0, rows, step), [str(n) for n in values["component"].values[::step]])
     axes.tick_params(length=0, labelsize=8)
     axes.spines[:].set_visible(False)
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
-    bar = figure.colorbar(image, ax=axes, aspect=30)
-    bar.set_label(label or name_and_unit(values, exponent), fontsize=8)
-    bar.ax.tick_params(labelsize=8)
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    _draw_bar(figure, axes, label or name_and_unit(values, exponent))
     if is_written:
         own = np.full_like(numbers, np.nan)
         if errors is not None:
             own = np.asarray(errors.values, np.float64) / 10.0**exponent
-            axes.set_xlabel("grey: within two standard errors of zero", fontsize=8, color=MUTED)
+            axes.set_xlabel(
+                "in brackets: within two standard errors of zero", fontsize=8, color=MUTED
+            )
         _write(axes, numbers, own, scale, colors)
     return figure
+
+
+def _draw_bar(figure: Figure, axes: Axes, label: str) -> None:
+    bar = figure.colorbar(axes.images[0], ax=axes, aspect=30)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
 
 
 def _colors(numbers: Float[np.ndarray, "row column"]) -> tuple[Normalize, str]:
@@ -108,6 +114,7 @@ def _write(
     for (row, column), number in np.ndenumerate(numbers):
         error = errors[row, column]
         is_small = np.isfinite(error) and abs(number) < 2 * error
-        ink = "white" if is_dark[row, column] else ("#8a8a8a" if is_small else INK)
+        ink = "white" if is_dark[row, column] else INK
         text = with_error(float(number), float(error))
+        text = f"({text})" if is_small else text
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)

@@ -1,4 +1,4 @@
-"""A first run: the more label noise a network has memorised, the more complex its solution.
+"""A second run: the more label noise a network has memorised, the more complex its solution.
 
 Three networks of one shape learn scikit-learn's bundled handwritten digits with 0, 20 and 50 % of
 the labels replaced by random ones. All three reach a training accuracy of 100 %, so the training
@@ -6,7 +6,6 @@ loss hardly tells them apart; the local learning coefficient (Lau et al., arXiv 
 """
 
 import functools
-import importlib.util
 import itertools
 import json
 import sys
@@ -61,12 +60,6 @@ class Measurement(NamedTuple):
     training_loss: float
     accuracy: float
     result: Any
-
-
-def missing_packages() -> list[str]:
-    """Name the packages of the ``quickstart`` extra that are not installed."""
-    needed = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
-    return [name for module, name in needed.items() if importlib.util.find_spec(module) is None]
 
 
 def load_digits() -> Digits:

@@ -1,4 +1,4 @@
-"""The quickstart, at a size that takes seconds."""
+"""The quickstart on digits, at a size that takes seconds."""
 
 import json
 
@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slt_jax import cli, quickstart
+from slt_jax import cli
 from slt_jax.analysis.plots import plot_llc_traces
+from slt_jax.quickstart import digits
 
-SMALL = quickstart.Settings(
+SMALL = digits.Settings(
     noise_levels=(0.0, 0.5),
     hidden_units=64,
     num_training_steps=2000,
@@ -26,7 +27,7 @@ def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp("quickstart")
     # Optax's Adam raises a float to an integer power, which strict promotion forbids.
     with jax.numpy_dtype_promotion("standard"):
-        status = quickstart.run(output, settings=SMALL)
+        status = digits.run(output, settings=SMALL)
     return status, output
 
 
@@ -56,7 +57,7 @@ def test_everything_announced_is_written(finished):
 def test_randomised_labels_are_nested_and_as_many_as_asked():
     labels = jnp.zeros(1000, jnp.int32)
     some, more = (
-        np.asarray(quickstart.randomise_labels(jax.random.key(0), labels, fraction))
+        np.asarray(digits.randomise_labels(jax.random.key(0), labels, fraction))
         for fraction in (0.2, 0.5)
     )
     # One in ten of the replacements is the label that was there: Binomial(200, 0.1) and
@@ -68,10 +69,8 @@ def test_randomised_labels_are_nested_and_as_many_as_asked():
 
 def test_command_line_passes_its_arguments_on(monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        quickstart, "run", lambda output, *, seed: calls.append((output, seed)) or 0
-    )
-    assert cli.main(["quickstart", "--output", "somewhere", "--seed", "7"]) == 0
+    monkeypatch.setattr(digits, "run", lambda output, *, seed: calls.append((output, seed)) or 0)
+    assert cli.main(["quickstart", "digits", "--output", "somewhere", "--seed", "7"]) == 0
     assert calls == [("somewhere", 7)]
 
 

@@ -1,0 +1,104 @@
+"""The quickstart on the bundled transformer, at a size that takes seconds."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import slt_jax as slt
+from slt_jax import cli
+from slt_jax.quickstart import reading, transformer
+
+HEADS = ("l1h0", "l1h1", "l1h3")
+SMALL = transformer.Settings(
+    num_examples=64,
+    length=16,
+    num_probe_rows=1,
+    batch_size=4,
+    num_draws=8,
+    num_burnin_steps=2,
+    num_steps_bw_draws=1,
+    survey_examples=16,
+    surroundings=False,
+    heads=HEADS,
+)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quickstart")
+    transformer.run(folder, settings=SMALL)
+    return folder
+
+
+def test_everything_announced_is_written_and_can_be_read_back(output):
+    pictures = {"llc_traces", "heads", "susceptibility_by_dataset", "control_by_dataset"}
+    assert {path.stem for path in output.glob("*.png")} == pictures | {"loadings"}
+    llc, heads, chi = (slt.load(output / f"{name}.zarr") for name in transformer.RESULTS)
+    assert llc.num_draws == 4 * SMALL.num_draws
+    assert heads.components == chi.components == HEADS
+    assert chi.metadata["n_beta"] == heads.metadata["n_beta"] == llc.n_beta == SMALL.n_beta
+    assert heads.metadata["num_draws"] == chi.metadata["num_draws"] == SMALL.num_draws
+    names = ["code", "docstrings", "licences", "numbers", "repeated"]
+    assert chi.by_dataset().entries.dataset.tolist() == names
+    assert np.isfinite(chi.control).all()
+
+
+def test_the_report_refers_to_nothing_outside_it_and_holds_the_reading(output):
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 5
+    assert 'src="http' not in page
+    first = (output / "reading.txt").read_text(encoding="utf-8").splitlines()[0]
+    assert first.startswith("The learning coefficient of the model is")
+    assert first in page
+
+
+def test_a_second_call_reads_the_runs_back_and_says_so(output, capsys):
+    before = slt.load(output / "susceptibilities.zarr")
+    transformer.run(output, settings=SMALL)
+    assert capsys.readouterr().out.count("reused, complete since") >= 2
+    after = slt.load(output / "susceptibilities.zarr")
+    assert np.array_equal(after.susceptibility, before.susceptibility)
+    assert np.array_equal(after.control, before.control)
+
+
+def test_other_settings_are_refused(output):
+    with pytest.raises(slt.StoreMismatch, match="localization"):
+        transformer.run(output, settings=SMALL._replace(localization=200.0))
+    with pytest.raises(slt.StoreMismatch, match="key"):
+        transformer.run(output, settings=SMALL, seed=1)
+
+
+def test_the_command_runs_it(monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(
+        transformer, "run", lambda output, *, seed: calls.append((output, seed)) or 0
+    )
+    assert cli.main(["quickstart", "--output", str(tmp_path), "--seed", "7"]) == 0
+    assert calls == [(tmp_path, 7)]
+
+
+def made_up(values, error):
+    """Susceptibilities of these sizes, with this error, of heads to repeated tokens."""
+    chi = slt.Susceptibilities.of_datasets(
+        {name: [value] for name, value in values.items()},
+        ["repeated"],
+        errors={name: [error] for name in values},
+        n_beta=30.0,
+    )
+    return dataclasses.replace(chi, normalizer=np.ones_like(chi.susceptibility))
+
+
+def test_the_reading_follows_from_the_numbers_and_their_errors():
+    values = {"l1h0": -0.8, "l1h5": -0.7, "l0h0": 0.1, "l0h1": -0.1}
+    for error, counted, verb in ((0.05, 2, "are set apart"), (0.3, 0, "are not set apart")):
+        chi = made_up(values, error)
+        (of_repeated,) = reading.of_the_data(chi)
+        assert of_repeated.startswith(f"Repeated: {counted} of 4 heads express it")
+        # Whichever group is the lower.
+        for group in (["l1h0", "l1h5"], ["l0h0", "l0h1"]):
+            (sentence,) = reading.of_induction(chi, group)
+            assert verb in sentence
+    (sentence,) = reading.of_induction(made_up(values, 0.05), ["l1h0", "l0h0"])
+    assert "are not set apart" in sentence
+    assert reading.of_induction(made_up({"l0h0": 0.1}, 0.1), []) == []
