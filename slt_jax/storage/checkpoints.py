@@ -36,7 +36,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        # Orbax takes no other paths; and the process may change its folder while it samples.
+        self.folder = folder.absolute()
 
     def save(
         self, step: int, arrays: Mapping[str, Any], series: Mapping[str, tuple[int, str]]

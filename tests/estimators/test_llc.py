@@ -351,3 +351,11 @@ def test_several_components_are_refused_before_sampling():
     }
     with pytest.raises(ValueError, match="llc estimates one component"):
         slt.llc(posterior(), slt.sgld(5e-3), BATCHES, KEY, components=halves, **OPTIONS)
+
+
+def test_metropolis_judges_plain_steps_only(result):
+    """Noise-averaged steps have no step-size bias, of which the acceptance would be a measure."""
+    rejected = dataclasses.replace(result, mala_acceptance=0.1)
+    assert rejected.verdict.name == "step too large"
+    unbiased = rejected.bias._replace(step_size=0.0)
+    assert dataclasses.replace(rejected, bias=unbiased).verdict.ok

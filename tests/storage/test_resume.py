@@ -31,6 +31,14 @@ def test_a_cut_run_goes_on_to_the_same_bits(tmp_path, whole, step):
     assert store.status.startswith("complete: 30 draws")
 
 
+def test_a_store_may_be_named_relative_to_the_current_folder(tmp_path, whole, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = slt.Store("here", every_draws=9)
+    interrupt_at(store, 10)
+    assert_same(numbers(sample_again(store)), whole)
+    assert str(store).startswith("here: complete")
+
+
 def test_a_run_cut_again_and_again(tmp_path, whole):
     store = slt.Store(tmp_path, every_draws=8)
     for step in (9, 10, 18, 36):

@@ -129,10 +129,12 @@ def _candidates(
 ) -> list[Float[np.ndarray, "4"]]:
     sides = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
     boxes = []
-    for right, up in sides:
-        x = spot[0] + right * (gap + width / 2)
-        y = spot[1] + up * (gap + height / 2)
-        boxes.append(np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2]))
+    # Farther away where there is no room nearby: of equals the first is taken.
+    for distance in (gap, 3 * gap):
+        for right, up in sides:
+            x = spot[0] + right * (distance + width / 2)
+            y = spot[1] + up * (distance + height / 2)
+            boxes.append(np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2]))
     return boxes
 
 
