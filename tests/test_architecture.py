@@ -32,7 +32,8 @@ LAYERS = (
     ("testing",),
     ("models",),  # so nothing that samples or estimates knows a model
     ("__init__",),
-    ("quickstart", "commands"),
+    ("quickstart",),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )
