@@ -41,7 +41,7 @@ from slt_jax import analysis
 from slt_jax.analysis.decomposition import AXIS
 
 SEEDS = (0, 1, 2)
-UNTRAINED_SEEDS, SHARPER_SEEDS = (0,), (0,)
+UNTRAINED_SEEDS, SHARPER_SEEDS = (0, 1), (0,)
 # What `circuit` computes was found in the network of seed 0; the others are its test.
 CONFIRMING_SEEDS = (1, 2)
 PUBLISHED, SHARPER = "published settings", "larger nβ"
