@@ -30,19 +30,19 @@ class Settings(NamedTuple):
     """The settings of a quickstart run, one posterior and kernel for the model and all heads.
 
     γ and ε are those of Structural Inference (Baker et al., arXiv 2504.18274), with noise averaged
-    over neighbouring steps, which takes the bias of the step away. nβ is ten times theirs, so that
-    directions of curvature γ/nβ = 1 are seen, not only those of 10; at twice as much the gradient
-    that is left at w* begins to count. Three steps from one draw to the next leave the draws hardly
-    correlated. Errors of susceptibilities want 20 batches of 5 autocorrelation times, and the full
-    chain four times the draws of the others.
+    over neighbouring steps, which takes the bias of the step away. nβ is five times theirs, so that
+    directions of curvature γ/nβ = 2 are seen, not only those of 10; at twice as much some
+    minibatches are so stiff that the step is called too large. Three steps from one draw to the
+    next leave the draws hardly correlated. Errors of susceptibilities want 20 batches of 5
+    autocorrelation times, and the full chain four times the draws of the others.
 
     ``heads`` are the names of those that are measured, None for all.
     """
 
     num_examples: int = 4096
     length: int = 64
-    num_probe_rows: int = 6
-    n_beta: float = 300.0
+    num_probe_rows: int = 5
+    n_beta: float = 150.0
     localization: float = 300.0
     step_size: float = 1e-3
     batch_size: int = 6

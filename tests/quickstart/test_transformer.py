@@ -15,6 +15,7 @@ SMALL = transformer.Settings(
     length=16,
     num_probe_rows=1,
     batch_size=4,
+    n_beta=15.0,
     num_draws=8,
     num_burnin_steps=2,
     num_steps_bw_draws=1,
