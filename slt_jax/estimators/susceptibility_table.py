@@ -290,14 +290,20 @@ def _quality(name: str, run: Run, between: Mapping[str, float]) -> Quality:
 
 def _excess(made: dict[str, np.ndarray]) -> float:
     """Give the mean square, in errors, of what the control leaves; the median over components."""
-    x, y = (
-        made[name] - made[name].mean(axis=1, keepdims=True)
-        for name in ("control", "susceptibility")
-    )
-    if y.shape[1] < _MIN_ENTRIES or not np.isfinite(x).any():
+    names = ("control", "control_error", "susceptibility", "standard_error")
+    # Row by row: the matrices are as large as the memory that was announced.
+    found = [_left(*row) for row in zip(*(made[name] for name in names), strict=True)]
+    return math.nan if np.isnan(found).all() else float(np.nanmedian(found))
+
+
+def _left(
+    control: np.ndarray, control_error: np.ndarray, value: np.ndarray, error: np.ndarray
+) -> float:
+    """Give the mean square of the residuals of χ̂ on the control, in their errors."""
+    if len(value) < _MIN_ENTRIES:
         return math.nan
+    x, y = control - control.mean(), value - value.mean()
     with np.errstate(invalid="ignore", divide="ignore"):
-        slope = ((x * y).sum(axis=1) / (x * x).sum(axis=1))[:, None]
-        error = made["standard_error"] ** 2 + (slope * made["control_error"]) ** 2
-        squares = (y - slope * x) ** 2 / error
-    return float(np.nanmedian(squares.mean(axis=1)))
+        slope = (x * y).sum() / (x * x).sum()
+        squares = (y - slope * x) ** 2 / (error**2 + (slope * control_error) ** 2)
+    return float(squares.mean())

@@ -69,9 +69,8 @@ def read_samples(path: Path, probes: Sequence[str] | None = None) -> Samples:
 
 
 def _names(data: Any, probes: Sequence[str] | None, path: Path) -> list[str]:
-    there = [
-        str(name).removeprefix("loss_") for name in data.data_vars if str(name).startswith("loss_")
-    ]
+    # In the order in which they were asked for; that of the variables is the file system's.
+    there = [str(one["obs_id"]) for one in data.attrs["metadata"]["config"]["observables"]]
     # As devinterp names its variables.
     asked = there if probes is None else [identifier(name) for name in probes]
     missing = [name for name in asked if name not in there]

@@ -83,7 +83,7 @@ def test_a_dead_chain_is_dead(samples, numbers):
 
 def test_losses_on_probes_are_observables_of_the_run(samples):
     run = slt.read_devinterp(samples / "full")
-    assert sorted(run.observables) == ["probe", "train"]
+    assert list(run.observables) == ["train", "probe"]
     losses = run.statistics["probe"].value
     assert losses.shape == (1, 3, 20, 4, 3)
     assert np.all(losses > 0)
@@ -133,7 +133,7 @@ def test_susceptibilities_are_devinterps(samples, numbers):
 
 
 def test_susceptibilities_need_the_sampling_data_among_the_observables(samples):
-    with pytest.raises(ValueError, match=r"observables \['probe', 'train'\], and sampled='pile'"):
+    with pytest.raises(ValueError, match=r"observables \['train', 'probe'\], and sampled='pile'"):
         slt.read_devinterp(samples / "full", sampled="pile")
     with pytest.raises(ValueError, match=r"observables \['train'\], and sampled='train'"):
         slt.read_devinterp(samples / "full", sampled="train", probes=[])
