@@ -1,0 +1,184 @@
+"""Susceptibilities of all heads here and in devinterp 2.0.1: seconds, memory and values.
+
+    python benchmarks/susceptibilities_vs_devinterp.py --peer-python PATH/TO/VENV/bin/python
+
+`--peer-python` is the Python of an environment with devinterp==2.0.1, torch and transformers. Both
+sides get the same checkpoint, sampling data, probes, step size, nβ, γ, batch size, chains, burn-in
+and draws (the full chain too), and measure the loss on all sampling data and all probes at every
+draw; in processes of their own on the same processors, by turns. slt_jax also gives errors; the
+control, which devinterp does not have, is off.
+
+Seconds are those of the whole call, for slt_jax of the first one, which compiles, and of a second
+one, which does not. Values are compared by `slt.read_devinterp`, which gives devinterp's samples
+the same errors.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import slt_jax as slt
+
+HERE = Path(__file__).parent
+SETTINGS = {"step-size": 1e-4, "n-beta": 30.0, "localization": 1e4, "batch-size": 8, "chains": 2}
+PROBLEMS = {
+    "2 layers, d = 64": (
+        {"layers": 2, "width": 64, "heads": 4, "training-steps": 150, "learning-rate": 3e-3},
+        {"burnin": 10, "draws": 30},
+    ),
+    "4 layers, d = 256": (
+        {"layers": 4, "width": 256, "heads": 4, "training-steps": 60, "learning-rate": 1e-3},
+        {"burnin": 5, "draws": 20},
+    ),
+}
+OURS, PEER = ("slt_jax (map)", "slt_jax (vmap)"), "devinterp"
+
+
+def measure(options: argparse.Namespace, problem: str, folder: Path) -> dict[str, Any]:
+    """Train w*, run the sides by turns, and give their results and how the values compare."""
+    model, counts = PROBLEMS[problem]
+    shared = {"folder": folder, "threads": options.threads}
+    peer = [options.peer_python, str(HERE / "peer_susceptibilities.py")]
+    _run([*peer, "train"], shared | model)
+    shared |= SETTINGS | counts | {"out": folder / "out.json"}
+    sides = {
+        f"slt_jax ({rows})": [
+            *(sys.executable, str(HERE / "measure_susceptibilities.py")),
+            *("--rows", rows),
+        ]
+        for rows in options.rows
+    } | {PEER: [*peer, "measure"]}
+    results: dict[str, Any] = {side: [] for side in sides}
+    for turn in range(options.turns):
+        for side, command in sides.items():
+            _run(command, shared | {"seed": turn})
+            results[side].append(json.loads((folder / "out.json").read_text()))
+            print(f"{problem}: turn {turn + 1}, {side} done", flush=True)
+    values = {rows: compare(folder, rows) for rows in options.rows}
+    return {"sides": results, "values": values}
+
+
+def _run(command: list[str], arguments: dict[str, Any]) -> None:
+    subprocess.run(
+        [*command, *(f"--{name}={value}" for name, value in arguments.items())], check=True
+    )
+
+
+def compare(folder: Path, rows: str) -> dict[str, float]:
+    """Compare χ of the last turn in standard errors of both sides, by data set and by token."""
+    with np.load(folder / f"ours_{rows}.npz") as archive:
+        ours = {name: archive[name] for name in archive.files}
+    stores = folder / "samples"
+
+    def read(name: str, full: bool) -> slt.Run:
+        path = stores / f"samples_{name}.zarr"
+        return slt.read_devinterp(path, sampled="sampled", full=full, component=name)
+
+    names = [str(name) for name in ours["components"]]
+    runs = (read(name, full=False) for name in names)
+    theirs = slt.susceptibilities_from(read("full", full=True), runs, control=False)
+    found = {}
+    for kind, chi in (("", theirs.by_dataset()), ("token_", theirs)):
+        error = np.hypot(ours[f"{kind}error"], chi.standard_error)
+        z = (ours[f"{kind}chi"] - chi.susceptibility) / error
+        label = "token" if kind else "data set"
+        found[f"mean z² by {label}"] = float(np.mean(z**2))
+        found[f"largest |z| by {label}"] = float(np.abs(z).max())
+        found[f"entries by {label}"] = z.size
+    flat = ours["token_chi"].ravel(), theirs.susceptibility.ravel()
+    found["correlation over tokens"] = float(np.corrcoef(*flat)[0, 1])
+    return found
+
+
+def summarize(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Give the median over turns of every side, and of ratios to devinterp's within a turn."""
+    peer, found = result["sides"][PEER], []
+    for side, runs in result["sides"].items():
+        kinds = {"": runs} if side == PEER else {"first call": runs, "second call": runs}
+        for number, kind in enumerate(kinds):
+            calls = [run if side == PEER else run["calls"][number] for run in runs]
+            row: dict[str, Any] = {"side": f"{side}, {kind}".rstrip(", ")}
+            for field in ("seconds", "cpu_seconds", "peak_memory_bytes"):
+                ratios = [p[field] / own[field] for p, own in zip(peer, calls, strict=True)]
+                row[field] = statistics.median(call[field] for call in calls)
+                row[f"{field} of devinterp over it"] = [min(ratios), max(ratios)]
+            row["programs_compiled"] = calls[0].get("programs_compiled")
+            found.append(row)
+    return found
+
+
+def table(summary: dict[str, Any]) -> str:
+    """Write the summary as a Markdown table, ratios from the least to the largest of the turns."""
+    head = ("problem", "side", "seconds", "CPU seconds", "devinterp's seconds over it")
+    head += ("devinterp's CPU seconds over it", "peak MiB", "programs compiled")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for problem, rows in summary.items():
+        for row in rows:
+            wall, cpu = (
+                "–".join(f"{ratio:.2f}" for ratio in row[f"{field} of devinterp over it"])
+                for field in ("seconds", "cpu_seconds")
+            )
+            lines.append(
+                f"| {problem} | {row['side']} | {row['seconds']:.1f} | {row['cpu_seconds']:.1f} | "
+                f"{wall} | {cpu} | {row['peak_memory_bytes'] / 2**20:.0f} | "
+                f"{row['programs_compiled'] if row['programs_compiled'] is not None else ''} |"
+            )
+    return "\n".join(lines)
+
+
+def told(results: dict[str, Any]) -> str:
+    """Say how the values compare, and how busy the machine was."""
+    lines = []
+    for problem, result in results.items():
+        for rows, values in result["values"].items():
+            shown = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
+            lines.append(f"- {problem}, slt_jax ({rows}) against devinterp: {shown}")
+        loads = [run["load_average"][1][0] for run in result["sides"][PEER]]
+        lines.append(f"- {problem}: load average {min(loads):.1f} to {max(loads):.1f} at the end")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the problems and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", required=True)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rows", nargs="+", choices=("map", "vmap"), default=("map", "vmap"))
+    parser.add_argument("--problems", nargs="+", choices=tuple(PROBLEMS), default=tuple(PROBLEMS))
+    out = HERE / "results" / "susceptibilities_vs_devinterp.json"
+    parser.add_argument("--out", type=Path, default=out)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    results = {}
+    for problem in options.problems:
+        with tempfile.TemporaryDirectory() as folder:
+            results[problem] = measure(options, problem, Path(folder))
+    summary = {problem: summarize(result) for problem, result in results.items()}
+    document = {
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} "
+        "processors used",
+        "threads": options.threads,
+        "settings": SETTINGS,
+        "problems": {problem: PROBLEMS[problem] for problem in options.problems},
+        "summary": summary,
+        "raw": results,
+    }
+    options.out.write_text(json.dumps(document, indent=1) + "\n")
+    text = f"{table(summary)}\n\n{told(results)}\n"
+    options.out.with_suffix(".md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
