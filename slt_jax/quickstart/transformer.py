@@ -188,7 +188,7 @@ def run(output: Path, *, seed: int = 0, settings: Settings | None = None) -> int
         output: the folder to write to; made if it does not exist. A run that was interrupted goes
             on from it, and a complete one is read back.
         seed: of all chains.
-        settings: None for the defaults, which take about three minutes on two cores.
+        settings: None for the defaults, which take a few minutes on two cores.
 
     Returns:
         0, or 1 if the learning coefficient of the model is not above 0 by three standard errors.
