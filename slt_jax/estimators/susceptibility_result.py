@@ -195,7 +195,8 @@ class Susceptibilities:
         """Give χ̂/√(E_C[g²] E_C[(ℓ̃ − E_full[ℓ̃])²]), between −1 and 1, entry by entry.
 
         χ̂ is −E_C[g (ℓ̃ − E_full[ℓ̃])], so that this is the cosine of the angle between the two. The
-        error of the normalizer is not in the errors.
+        error of the normalizer is not in the errors. NaN where the estimate of a mean square, from
+        two independent minibatches, is negative, which the printed form says.
         """
 
         def apply(one: Susceptibilities) -> dict[str, Any]:

@@ -50,6 +50,16 @@ def _table(chi: "Susceptibilities") -> list[str]:
 
 def _notes(chi: "Susceptibilities") -> list[str]:
     lines = ["  χ < 0: the component expresses the data, χ > 0: it resists them"]
+    lost = [
+        name
+        for name, row in zip(chi.components, chi.susceptibility, strict=True)
+        if not np.isfinite(row).all()
+    ]
+    if lost:
+        lines.append(
+            f"  nan where a mean square came out negative (of {', '.join(lost)}): the noise of "
+            "minibatches hides the gap. Take more draws or larger batches, or give an evaluation"
+        )
     if chi.shared_error.any():
         share = np.median(chi.shared_error / np.maximum(chi.standard_error, 1e-300))
         lines.append(

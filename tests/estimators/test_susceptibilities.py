@@ -302,6 +302,15 @@ def test_scales_are_said_and_comparable(one):
         scored.correlation()
 
 
+def test_a_component_without_a_scale_is_named(one):
+    normalizer = one.normalizer.copy()
+    normalizer[1] = np.nan
+    cosine = dataclasses.replace(one, normalizer=normalizer).correlation()
+    name = one.components[1]
+    assert f"mean square came out negative (of {name})" in str(cosine)
+    assert "mean square" not in str(one)
+
+
 def test_what_it_exports(one):
     data = one.to_xarray()
     assert data["susceptibility"].dims == ("component", "token")
