@@ -41,7 +41,7 @@ class Settings(NamedTuple):
 
     num_examples: int = 4096
     length: int = 64
-    num_probe_rows: int = 5
+    num_probe_rows: int = 3
     n_beta: float = 150.0
     localization: float = 300.0
     step_size: float = 1e-3
@@ -50,7 +50,7 @@ class Settings(NamedTuple):
     num_draws: int = 120
     num_burnin_steps: int = 30
     num_steps_bw_draws: int = 3
-    survey_examples: int = 1024
+    survey_examples: int = 512
     surroundings: bool = True
     heads: tuple[str, ...] | None = None
 
