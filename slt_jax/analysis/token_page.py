@@ -46,7 +46,8 @@ def token_page(
 
     Returns:
         A complete HTML page that refers to nothing outside it: blue is negative, red positive,
-        white zero; the value, its error, position and token id appear under the pointer.
+        white zero, grey not finite; the value, its error, position and token id appear under the
+        pointer.
 
     Raises:
         ValueError: as ``token_fragment``.
@@ -73,8 +74,9 @@ def token_fragment(
     places = places_of(text, values)
     numbers = np.asarray(values.values, np.float64)
     own = np.full(len(numbers), np.nan) if errors is None else np.asarray(errors.values, np.float64)
-    limit = float(np.nanquantile(np.abs(numbers), 0.99)) or 1.0
-    parts = [_style(), _legend(limit, label)]
+    known = np.abs(numbers[np.isfinite(numbers)])
+    limit = (float(np.quantile(known, 0.99)) if known.size else 0.0) or 1.0
+    parts = [_style(), _legend(limit, label, known.size < numbers.size)]
     for name in dict.fromkeys(places.dataset.tolist()):
         parts.append(f"<h3>{html.escape(name)}</h3>")
         here = places.dataset == name
@@ -126,11 +128,12 @@ def _style() -> str:
     return f"<style>{''.join(rules)}</style>"
 
 
-def _legend(limit: float, label: str) -> str:
+def _legend(limit: float, label: str, has_missing: bool) -> str:
     ends = f"rgb{_BLUE}".replace(" ", ""), f"rgb{_RED}".replace(" ", "")
+    missing = '<span class="missing">no value</span>' if has_missing else ""
     return (
         f'<div class="legend"><span>≤ −{limit:.2g}</span>'
         f'<i style="background:linear-gradient(90deg,{ends[0]},#fff,{ends[1]})"></i>'
         f"<span>≥ {limit:.2g}</span><span>{html.escape(label)}</span>"
-        "<span>(values under the pointer)</span></div>"
+        f"{missing}<span>(values under the pointer)</span></div>"
     )

@@ -153,7 +153,11 @@ def report(
 
 
 def _most_responsive(chi: slt.Susceptibilities) -> tuple[str, xr.Dataset]:
-    """Give the head with the largest |χ̂| in standard errors, and its values by token."""
-    z = np.abs(chi.susceptibility) / np.maximum(chi.standard_error, 1e-30)
-    number = int(np.argmax(np.quantile(z, 0.9, axis=1)))
-    return chi.components[number], chi.correlation().to_xarray().isel(component=number)
+    """Give the head with the largest |χ̂| in standard errors, and its values by token.
+
+    Tokens at which a head has no scaled value, which could not be shown, do not count for it.
+    """
+    scaled = chi.correlation()
+    z = np.abs(scaled.susceptibility) / np.maximum(scaled.standard_error, 1e-30)
+    number = int(np.argmax(np.quantile(np.nan_to_num(z), 0.9, axis=1)))
+    return chi.components[number], scaled.to_xarray().isel(component=number)

@@ -96,16 +96,21 @@ def of_induction(chi: slt.Susceptibilities, induction: Sequence[str]) -> list[st
     """Compare the heads that attend by induction with the others, on repeated random tokens.
 
     Compared is χ̂ in units of its largest possible size, which is a scale that heads share. The
-    two groups are apart if the closest two heads of them are, by their errors.
+    two groups are apart if the closest two heads of them are, by their errors. Heads whose size
+    could not be estimated are left out, by name.
     """
-    others = [name for name in chi.components if name not in induction]
     table = chi.correlation().by_dataset()
-    if not induction or not others or "repeated" not in table.entries.dataset:
+    if "repeated" not in table.entries.dataset:
         return []
     column = table.entries.dataset.tolist().index("repeated")
     values = dict(zip(table.components, table.susceptibility[:, column], strict=True))
     errors = dict(zip(table.components, table.standard_error[:, column], strict=True))
-    own, rest = (sorted(names, key=values.__getitem__) for names in (induction, others))
+    finite = (name for name in values if math.isfinite(values[name] + errors[name]))
+    known = sorted(finite, key=values.__getitem__)
+    own = [name for name in known if name in induction]
+    rest = [name for name in known if name not in induction]
+    if not own or not rest:
+        return []
     # The two heads between which the groups would part, whichever of them is the lower.
     pairs = (own[0], rest[-1]), (rest[0], own[-1])
     upper, lower = max(pairs, key=lambda pair: values[pair[0]] - values[pair[1]])
@@ -113,11 +118,13 @@ def of_induction(chi: slt.Susceptibilities, induction: Sequence[str]) -> list[st
     verb = "are set apart from" if distance > MANY else "are not set apart from"
     spans = [f"{values[names[0]]:+.2f} to {values[names[-1]]:+.2f}" for names in (own, rest)]
     sentence = (
-        f"The heads that attend by induction ({', '.join(induction)}) {verb} all others by χ on "
+        f"The heads that attend by induction ({', '.join(sorted(own))}) {verb} all others by χ on "
         f"repeated random tokens: {spans[0]} of the largest possible size, against {spans[1]}, "
-        f"with errors up to {max(errors.values()):.2f}."
+        f"with errors up to {max(errors[name] for name in known):.2f}."
     )
-    return [sentence]
+    lost = [name for name in values if name not in known]
+    left_out = f" The size is not known, and left out, of {', '.join(lost)}." if lost else ""
+    return [sentence + left_out]
 
 
 def of_the_control(chi: slt.Susceptibilities) -> str:

@@ -19,7 +19,7 @@ from slt_jax.analysis.plots import (
     plot_llc_traces,
     plot_loadings,
 )
-from slt_jax.analysis.plots.style import INK, with_error
+from slt_jax.analysis.plots.style import INK, MISSING, with_error
 
 from .responses import make_response
 
@@ -160,6 +160,42 @@ def test_heatmap_of_many_components_has_no_numbers_and_a_positive_one_starts_at_
         plot_component_heatmap(table.T)
     with pytest.raises(ValueError, match="errors have the dimensions"):
         plot_component_heatmap(table, table[:, 0])
+
+
+FOOTNOTE = "in brackets: within two standard errors of zero"
+
+
+@pytest.mark.parametrize(("error", "footnote"), [(1e-9, ""), (1.0, FOOTNOTE)])
+def test_heatmap_explains_brackets_where_there_are_some(error, footnote):
+    table = make_table()
+    axes, _ = plot_component_heatmap(table, xr.full_like(table, error)).axes
+    assert any(text.startswith("(") for text in texts_of(axes)) == bool(footnote)
+    assert axes.get_xlabel() == footnote
+
+
+def test_heatmap_leaves_cells_without_a_value_grey_and_says_nan():
+    table = make_table()
+    errors = xr.full_like(table, 1e-3)
+    expected = texts_of(plot_component_heatmap(table, errors).axes[0])
+    gone = table.copy()
+    gone[0, :], gone[1, 0] = np.nan, np.inf
+    axes, _ = plot_component_heatmap(gone, errors).axes
+    lost = ~np.isfinite(gone.values.ravel())
+    assert lost.sum() == 4
+    shown = [(text.get_text(), text.get_color()) for text in axes.texts]
+    assert [text for text, _ in shown] == np.where(lost, "nan", expected).tolist()
+    assert {ink for text, ink in shown if text == "nan"} == {INK}
+    figure = axes.figure
+    figure.savefig(buffer := io.BytesIO(), format="raw", dpi=100)
+    pixels = np.frombuffer(buffer.getvalue(), np.uint8).reshape(
+        *figure.canvas.get_width_height()[::-1], 4
+    )
+    # A corner of the first cell, away from its text.
+    x, y = axes.transData.transform((-0.45, -0.45)).astype(int)
+    assert pixels[len(pixels) - y, x, 0] == int(MISSING[1:3], 16)
+    unknown = plot_component_heatmap(xr.full_like(table, np.nan), errors)
+    assert set(texts_of(unknown.axes[0])) == {"nan"}
+    unknown.savefig(io.BytesIO(), format="png", dpi=50)
 
 
 def test_loadings_name_every_component_without_covering_another():

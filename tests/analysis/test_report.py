@@ -99,7 +99,9 @@ def test_tokens_without_a_value_are_not_coloured():
     values = make_values()[1:]
     values[2] = np.nan
     page = token_fragment(values, TEXT)
-    assert page.count('class="missing"') == 1
+    assert page.count('class="missing" data-note') == 1
+    assert page.count(">no value<") == 1
+    assert "no value" not in token_fragment(make_values(), TEXT)
     # The first token of each sequence is not predicted, and one more was left out.
     parsed = Spans(page)
     assert (

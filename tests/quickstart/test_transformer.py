@@ -7,7 +7,8 @@ import pytest
 
 import slt_jax as slt
 from slt_jax import cli
-from slt_jax.quickstart import reading, transformer
+from slt_jax.models import zoo
+from slt_jax.quickstart import pages, reading, transformer
 
 HEADS = ("l1h0", "l1h1", "l1h3")
 SMALL = transformer.Settings(
@@ -103,3 +104,41 @@ def test_the_reading_follows_from_the_numbers_and_their_errors():
     (sentence,) = reading.of_induction(made_up(values, 0.05), ["l1h0", "l0h0"])
     assert "are not set apart" in sentence
     assert reading.of_induction(made_up({"l0h0": 0.1}, 0.1), []) == []
+
+
+def test_heads_whose_size_is_unknown_are_left_out_by_name():
+    values = {"l1h0": -0.8, "l1h5": -0.7, "l0h0": 0.1, "l0h1": -0.75}
+    group = ["l1h0", "l1h5"]
+    chi = made_up(values, 0.02)
+    (within,) = reading.of_induction(chi, group)
+    assert "are not set apart" in within
+    assert "not known" not in within
+    chi.normalizer[3] = np.nan
+    (sentence,) = reading.of_induction(chi, group)
+    assert "are set apart" in sentence
+    assert "+0.10 to +0.10" in sentence
+    assert "nan" not in sentence
+    assert sentence.endswith("left out, of l0h1.")
+    chi.normalizer[2] = np.nan
+    assert reading.of_induction(chi, group) == []
+
+
+def test_pictures_and_report_are_made_where_sizes_are_unknown(output):
+    llc, heads, chi = (slt.load(output / f"{name}.zarr") for name in transformer.RESULTS)
+    model, vocabulary = zoo.stdlib_transformer(), zoo.stdlib_vocabulary()
+    probes = zoo.probe_rows(vocabulary, SMALL.num_probe_rows, SMALL.length)
+    scores = zoo.head_scores(model.loss_fn, model.params, probes["repeated"])
+    best, _ = pages._most_responsive(chi)
+    # The clearest head loses its scale altogether, another one that of a few tokens.
+    number = chi.components.index(best)
+    for one in (chi, *chi.coarser.values()):
+        one.normalizer[number], one.control_normalizer[number] = np.nan, np.nan
+    chi.normalizer[number - 1, :3] = np.nan
+    figures = pages.pictures(llc, heads, chi, scores)
+    shown = [text.get_text() for text in figures["susceptibility_by_dataset"].figure.axes[0].texts]
+    assert shown.count("nan") == len(chi.by_dataset().entries.dataset)
+    sentences = reading.reading(llc, heads, chi, scores)
+    page = pages.report(sentences, figures, chi, probes)
+    assert page.count("data:image/png;base64,") == 5
+    assert f"Token by token: {best}" not in page
+    assert page.count('class="missing"') <= 1 + 3

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from slt_jax.analysis.plots.style import (
     DIVERGING,
     INK,
+    MISSING,
     MUTED,
     SEQUENTIAL,
     centred_scale,
@@ -37,14 +38,14 @@ def plot_component_heatmap(
         values: (component, column): susceptibilities by data set, refined learning coefficients,
             … with the names of both as coordinates.
         errors: standard errors of the same shape and unit; cells within two of them of zero are
-            written in brackets. None for none.
+            written in brackets, which a line below says if there are any. None for none.
         title: of the figure.
         label: of the colour bar; the default is the array's ``long_name`` (or name) with its
             ``units``. Small or large values are given in a power of ten, which only it names.
 
     Returns:
-        A figure. The colours are centred at zero unless no value is negative. Numbers are left out
-        beyond 40 components.
+        A figure. The colours are centred at zero unless no value is negative; cells without a
+        finite value are grey. Numbers are left out beyond 40 components.
 
     Raises:
         ValueError: other than two dimensions, or errors of other dimensions.
@@ -57,12 +58,14 @@ def plot_component_heatmap(
     names = [str(name) for name in values[values.dims[1]].values]
     exponent = _exponent(values.values)
     numbers = np.asarray(values.values, np.float64) / 10.0**exponent
+    numbers[~np.isfinite(numbers)] = np.nan
     scale, colors = _colors(numbers)
     is_written = rows <= _MOST_WRITTEN_ROWS
     width = 1.1 if is_written else 0.5
     height = 0.24 * rows if is_written else min(0.1 * rows, 8.0)
     figure = new_figure(2.2 + width * columns, 1.4 + height)
     axes = figure.subplots()
+    axes.set_facecolor(MISSING)
     axes.imshow(numbers, cmap=colors, norm=scale, aspect="auto")
     axes.set_xticks(range(columns), names, rotation=30, ha="right", rotation_mode="anchor")
     step = 1 if is_written else max(1, rows // 40)
@@ -75,9 +78,6 @@ def plot_component_heatmap(
         own = np.full_like(numbers, np.nan)
         if errors is not None:
             own = np.asarray(errors.values, np.float64) / 10.0**exponent
-            axes.set_xlabel(
-                "in brackets: within two standard errors of zero", fontsize=8, color=MUTED
-            )
         _write(axes, numbers, own, scale, colors)
     return figure
 
@@ -90,14 +90,15 @@ def _draw_bar(figure: Figure, axes: Axes, label: str) -> None:
 
 
 def _colors(numbers: Float[np.ndarray, "row column"]) -> tuple[Normalize, str]:
-    if np.nanmin(numbers) < 0:
+    finite = numbers[np.isfinite(numbers)]
+    if not finite.size or finite.min() < 0:
         return centred_scale(numbers), DIVERGING
-    return Normalize(0, float(np.nanquantile(numbers, 0.99)) or 1.0, clip=True), SEQUENTIAL
+    return Normalize(0, float(np.quantile(finite, 0.99)) or 1.0, clip=True), SEQUENTIAL
 
 
 def _exponent(numbers: Float[np.ndarray, "row column"]) -> int:
     """Give the power of ten, a multiple of three, that makes small or large values readable."""
-    largest = float(np.nanmax(np.abs(numbers)))
+    largest = float(np.abs(numbers[np.isfinite(numbers)]).max(initial=0.0))
     exponent = math.floor(math.log10(largest)) if largest > 0 else 0
     return 0 if -2 <= exponent <= 3 else 3 * math.floor(exponent / 3)
 
@@ -110,11 +111,15 @@ def _write(
     colors: str,
 ) -> None:
     backgrounds = colormaps[colors](scale(numbers))[..., :3]
-    is_dark = backgrounds @ np.array([0.299, 0.587, 0.114]) < 0.5
+    is_known = np.isfinite(numbers)
+    is_dark = is_known & (backgrounds @ np.array([0.299, 0.587, 0.114]) < 0.5)
+    is_small = is_known & np.isfinite(errors) & (np.abs(numbers) < 2 * errors)
     for (row, column), number in np.ndenumerate(numbers):
-        error = errors[row, column]
-        is_small = np.isfinite(error) and abs(number) < 2 * error
+        text = "nan"
+        if is_known[row, column]:
+            text = with_error(float(number), float(errors[row, column]))
+        text = f"({text})" if is_small[row, column] else text
         ink = "white" if is_dark[row, column] else INK
-        text = with_error(float(number), float(error))
-        text = f"({text})" if is_small else text
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color=ink)
+    if is_small.any():
+        axes.set_xlabel("in brackets: within two standard errors of zero", fontsize=8, color=MUTED)

@@ -14,6 +14,7 @@ INK = "#1b1b1b"
 MUTED = "#6b6b6b"
 GREY = "#a9a9a9"
 FAINT = "#c9c9c9"
+MISSING = "#dddddd"
 ACCENT = "#0072B2"
 
 # Okabe and Ito's colours, without black and yellow, and a marker for each: eight groups in all.
