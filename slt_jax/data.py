@@ -90,7 +90,7 @@ class Batches:
 
     Raises:
         ValueError: empty or ragged data, a batch size outside 1…n, weights of another length.
-        TypeError: data that cannot be indexed.
+        TypeError: data that cannot be indexed, or that are no numbers.
 
     >>> batches = Batches((np.zeros((10, 2)), np.arange(10)), batch_size=4)
     >>> batches.num_examples, batches.batch_size

@@ -1,7 +1,7 @@
 """Random access to examples: arrays, pytrees of arrays, memory maps, and sequences of rows."""
 
 import abc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -44,6 +44,8 @@ class ArrayDataset(Dataset):
                 f"ragged data: all arrays must share their leading axis (one entry per example), "
                 f"got {shapes}"
             )
+        for leaf in table.values():
+            check_numeric(leaf.dtype)
         self.arrays = arrays
         self.num_examples = next(iter(lengths.values()))[0]
 
@@ -75,6 +77,11 @@ class RowDataset(Dataset):
     def __init__(self, sequence: Any):
         self.sequence = sequence
         self.num_examples = len(sequence)
+        if self.num_examples:
+            self.rows(np.zeros(1, np.int32))
+        # What lies in memory is looked at whole; anything else may have to be fetched.
+        if isinstance(sequence, list):
+            _check_alike((number, _as_arrays(row)) for number, row in enumerate(sequence))
 
     @property
     def num_bytes(self) -> int:
@@ -88,14 +95,7 @@ class RowDataset(Dataset):
         else:
             examples = [self.sequence[number] for number in numbers]
         arrays = [_as_arrays(example) for example in examples]
-        shapes = [jax.tree.map(np.shape, example) for example in arrays]
-        for number, shape in zip(numbers, shapes, strict=True):
-            if shape != shapes[0]:
-                raise ValueError(
-                    f"ragged data: example {numbers[0]} has shapes {shapes[0]} and example "
-                    f"{number} has {shape}; pad them to one length and give weights that are 0 "
-                    "on the padding"
-                )
+        _check_alike(zip(numbers, arrays, strict=True))
         return jax.tree.map(lambda *leaves: canonical(np.stack(leaves)), *arrays)
 
     def whole(self) -> Examples:
@@ -107,6 +107,19 @@ def _as_arrays(example: Any) -> Examples:
     return jax.tree.map(np.asarray, example, is_leaf=lambda node: isinstance(node, list))
 
 
+def _check_alike(examples: Iterable[tuple[int, Examples]]) -> None:
+    """Raise ValueError unless numbered examples have the same arrays of the same shapes."""
+    first: tuple[int, Any] | None = None
+    for number, example in examples:
+        shapes = jax.tree.map(np.shape, example)
+        first = (number, shapes) if first is None else first
+        if shapes != first[1]:
+            raise ValueError(
+                f"ragged data: example {first[0]} has shapes {first[1]} and example {number} has "
+                f"{shapes}; pad them to one length and give weights that are 0 on the padding"
+            )
+
+
 def open_dataset(source: Any) -> Dataset:
     """Recognise a source of examples.
 
@@ -115,8 +128,8 @@ def open_dataset(source: Any) -> Dataset:
             an object with ``__len__`` and ``__getitem__``.
 
     Raises:
-        TypeError: neither of these; a one-shot iterator among them.
-        ValueError: no example, or arrays of unequal length.
+        TypeError: neither of these; a one-shot iterator among them; text.
+        ValueError: no example, arrays of unequal length, a list of rows of unequal shape.
     """
     if isinstance(source, Iterator):
         raise TypeError(
@@ -159,17 +172,22 @@ def canonical_dtype(dtype: Any) -> np.dtype:
     return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
 
+def check_numeric(dtype: Any) -> None:
+    """Raise TypeError for text and other objects, which no device holds."""
+    if isinstance(dtype, np.dtype) and dtype.kind not in "biufcV":
+        raise TypeError(
+            f"data of dtype {dtype} cannot be put on a device: tokenize text, pad rows of unequal "
+            "length, and keep only numeric columns, as in dataset.select_columns(['input_ids'])"
+        )
+
+
 def canonical(array: np.ndarray) -> np.ndarray:
     """Cast an array to JAX's dtype for it; integers that would not fit are an error.
 
     >>> canonical(np.asarray([1, 2], np.int64)).dtype
     dtype('int32')
     """
-    if array.dtype.kind not in "biufcV":
-        raise TypeError(
-            f"data of dtype {array.dtype} cannot be put on a device: keep only numeric columns, "
-            "as in dataset.select_columns(['input_ids'])"
-        )
+    check_numeric(array.dtype)
     dtype = canonical_dtype(array.dtype)
     if array.dtype == dtype:
         return array

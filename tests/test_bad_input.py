@@ -197,21 +197,40 @@ def test_restrictions_that_do_not_fit():
         (lambda: slt.Batches((DATA[0][:0], DATA[1][:0]), 8), ValueError, "empty"),
         (lambda: slt.Batches((DATA[0], DATA[1][:5]), 8), ValueError, "ragged"),
         (lambda: slt.Batches(DATA, NUM_EXAMPLES + 1), ValueError, "between 1 and the 64 examples"),
+        (lambda: slt.Batches([[1.0, 2.0], [3.0]], 1), ValueError, "example 1 has .* pad them"),
+        (lambda: slt.Batches(["to be", "or not"], 1), TypeError, "tokenize text"),
         (lambda: slt.Batches(DATA, 2.5), TypeError, "batch_size must be an integer"),  # pyright: ignore
         (lambda: slt.Batches((row for row in DATA[0]), 8), TypeError, "read only once"),
     ],
-    ids=["empty", "ragged", "batch too large", "fractional batch", "generator"],
+    ids=[
+        "empty",
+        "ragged",
+        "ragged rows",
+        "text",
+        "batch too large",
+        "fractional batch",
+        "generator",
+    ],
 )
 def test_data(make, error, message):
     with refused(error, message):
         try_sampling(batches=make())
 
 
+class Fetched:
+    """Rows that are read one by one, the last of which is short."""
+
+    def __len__(self):
+        return NUM_EXAMPLES
+
+    def __getitem__(self, number):
+        inputs, targets = (column[number] for column in DATA)
+        return inputs[: 2 if number == NUM_EXAMPLES - 1 else None], targets
+
+
 def test_ragged_rows_are_found_by_the_survey():
-    rows = [(x, y) for x, y in zip(*DATA, strict=True)]
-    rows[50] = (rows[50][0][:2], rows[50][1])
-    with refused(ValueError, r"example 50 has .*pad them", programs=["_add"]):
-        try_sampling(batches=slt.Batches(rows, 8))
+    with refused(ValueError, r"example 63 has .*pad them", programs=["_add"]):
+        try_sampling(batches=slt.Batches(Fetched(), 8))
 
 
 # -- settings ------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ def test_arrays_and_pytrees_of_arrays(tmp_path):
 def test_objects_with_rows(with_batches):
     source = Rows(with_batches)
     dataset = open_dataset(source)
+    source.asked.clear()
     rows = dataset.rows(np.asarray([5, 2]))
     assert dataset.num_examples == 6
     assert np.array_equal(rows["tokens"], INPUTS[[5, 2]])
@@ -83,8 +84,36 @@ def test_wide_numbers_are_narrowed_and_overflow_is_an_error():
 
 @pytest.mark.parametrize("column", [np.asarray(["a", "b"]), np.asarray([None, 1.0])])
 def test_columns_of_text_or_objects_are_refused(column):
-    with pytest.raises(TypeError, match="keep only numeric columns"):
-        open_dataset({"text": column}).rows(np.asarray([0]))
+    with pytest.raises(TypeError, match=r"tokenize text, .* keep only numeric columns"):
+        open_dataset({"text": column})
+
+
+class Lines:
+    """A data set of texts."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, number):
+        return {"text": ("to be", "or not")[number], "label": number}
+
+
+@pytest.mark.parametrize("source", ["to be", ["to be", "or not"], [["to"], ["be"]], Lines()])
+def test_text_is_refused_before_it_is_read(source):
+    with pytest.raises(TypeError, match="tokenize text"):
+        open_dataset(source)
+
+
+def test_rows_that_are_fetched_are_compared_when_they_are():
+    class Fetched:
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, number):
+            return np.zeros(2 + (number == 2), np.float32)
+
+    with pytest.raises(ValueError, match=r"example 1 has shapes .* example 2 has"):
+        open_dataset(Fetched()).rows(np.asarray([1, 2]))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +133,9 @@ def test_ragged_data_are_refused_and_shown():
     with pytest.raises(
         ValueError, match=r"example 0 has shapes .* example 2 .* weights that are 0"
     ):
-        open_dataset(rows).rows(np.asarray([0, 1, 2]))
+        open_dataset(rows)
+    with pytest.raises(ValueError, match=r"example 0 has shapes \(3,\) and example 1 has \(2,\)"):
+        open_dataset([[1, 2, 3], [4, 5]])
 
 
 def test_what_can_be_read_only_once_is_refused():
