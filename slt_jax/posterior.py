@@ -18,7 +18,9 @@ from slt_jax.restriction import Restriction
 LossFn = Callable[[Params, Any], Any]
 """``loss_fn(params, examples)`` gives float32 nats ``[batch, *pos]``, unreduced, or ``Losses``.
 
-If it has a ``provenance``, a mapping from names to texts, that goes into the metadata of runs.
+If it has a ``provenance``, a mapping from names to texts, that goes into the metadata of runs. If
+it has a method ``check_examples(examples)``, that may raise TypeError or ValueError for values that
+it cannot read, such as token ids outside a vocabulary, before anything compiles.
 """
 
 _HOST_CHECK_BYTES = 2**28

@@ -11,6 +11,7 @@ import numpy as np
 from slt_jax._tree import is_array, on_device, split
 from slt_jax._types import ChainKey, host_float, setting
 from slt_jax.data import Batches
+from slt_jax.examples import check_observables
 from slt_jax.fingerprint import digest_of_arrays, fingerprint, name_of
 from slt_jax.grouping import groups
 from slt_jax.kernels.base import AbstractKernel, Info
@@ -49,6 +50,7 @@ def prepare(
     starts = None
     if options.get("components"):
         posterior, starts = _stack_components(posterior, components)
+    check_observables(posterior, batches, observables)
     survey = take_survey(posterior, batches, starts, settings.survey_examples)
     if kernel.needs_anchor:
         posterior = _anchor(posterior, survey, starts)

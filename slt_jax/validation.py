@@ -9,6 +9,7 @@ import numpy as np
 from slt_jax._tree import join, split
 from slt_jax._types import ChainKey, Examples, Params
 from slt_jax.data import Batches
+from slt_jax.examples import check_sampled
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.minibatch import Losses
 from slt_jax.posterior import LocalPosterior
@@ -74,10 +75,11 @@ def check_loss(posterior: LocalPosterior, batches: Batches) -> None:
     """Raise unless the loss gives one float32 value per example or position, abstractly evaluated.
 
     Raises:
-        ValueError: a scalar, another leading axis, weights that do not fit, or large arrays
-            captured in the loss's closure.
+        ValueError: examples that it cannot read, a scalar, another leading axis, weights that do
+            not fit, or large arrays captured in the loss's closure.
         TypeError: a dtype narrower than float32, or not a floating-point dtype.
     """
+    check_sampled(posterior, batches)
     examples = batches.example_structure
     arrays, static = split(posterior.loss_fn)
 

@@ -23,7 +23,7 @@ LAYERS = (
     ("carry",),
     ("run",),
     ("identity",),
-    ("recording",),
+    ("recording", "examples"),
     ("chunk", "start", "validation", "progress"),
     ("preparation",),
     ("sampling",),

@@ -68,7 +68,7 @@ def load_data(model: Model, path: Path, arguments: argparse.Namespace) -> Any:
     assert isinstance(decoder, Decoder)
     return load_tokens(
         path,
-        Limits(decoder.config.vocab_size, decoder.config.num_positions),
+        Limits(decoder.config.vocab_size, decoder.config.max_length),
         length=arguments.sequence_length,
         encode=lambda text: load_tokenizer(_tokenizer_folder(arguments))(text),
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slt_jax.models.tokens import IGNORED_LABEL
+from slt_jax.models.tokens import IGNORED_LABEL, check_vocabulary
 
 COLUMNS = ("input_ids", "labels", "attention_mask")
 DEFAULT_LENGTH = 128
@@ -18,10 +18,10 @@ _ROWS_AT_ONCE = 4096
 
 
 class Limits(NamedTuple):
-    """What a model can read: ids below ``vocab_size``, ``num_positions`` tokens or any number."""
+    """What a model can read: ids below ``vocab_size``, ``max_length`` tokens or any number."""
 
     vocab_size: int
-    num_positions: int | None
+    max_length: int | None
 
 
 def load_tokens(
@@ -158,7 +158,7 @@ def _padded(rows: list[list[int]], value: int) -> np.ndarray:
 def _from_text(
     path: Path, limits: Limits, length: int | None, encode: Callable[[str], list[int]]
 ) -> dict[str, np.ndarray]:
-    size = length or min(DEFAULT_LENGTH, limits.num_positions or DEFAULT_LENGTH)
+    size = length or min(DEFAULT_LENGTH, limits.max_length or DEFAULT_LENGTH)
     ids = np.asarray(encode(path.read_text(encoding="utf-8")), np.int32)
     if ids.size < size:
         raise ValueError(f"{path} has {ids.size} tokens, fewer than one sequence of {size}")
@@ -184,27 +184,19 @@ def _check(path: Path, columns: Mapping[str, np.ndarray], limits: Limits) -> Non
             )
     if shape[0] < 2 or shape[1] < 2:
         raise ValueError(f"{path}: at least 2 sequences of 2 tokens are needed, got {list(shape)}")
-    if limits.num_positions is not None and shape[1] > limits.num_positions:
+    if limits.max_length is not None and shape[1] > limits.max_length:
         raise ValueError(
-            f"{path}: sequences of {shape[1]} tokens do not fit the {limits.num_positions} "
-            f"positions of the model; cut them with --sequence-length {limits.num_positions}"
+            f"{path}: sequences of {shape[1]} tokens do not fit the {limits.max_length} "
+            f"that the model was made for; cut them with --sequence-length {limits.max_length}"
         )
     for name in {"input_ids", "labels"} & set(columns):
-        _check_range(f"{path}: {name}", columns[name], limits.vocab_size, name == "labels")
-
-
-def _check_range(where: str, ids: np.ndarray, vocab_size: int, may_be_ignored: bool) -> None:
-    for start in range(0, len(ids), _ROWS_AT_ONCE):
-        part = np.asarray(ids[start : start + _ROWS_AT_ONCE])
-        wrong = (part < 0) | (part >= vocab_size)
-        if may_be_ignored:
-            wrong &= part != IGNORED_LABEL
-        if wrong.any():
-            row, position = np.argwhere(wrong)[0]
-            raise ValueError(
-                f"{where} {part[row, position]} (sequence {start + row}, position {position}) is "
-                f"outside the vocabulary of {vocab_size}: the data come from another model's "
-                "tokenizer"
+        for start in range(0, shape[0], _ROWS_AT_ONCE):
+            check_vocabulary(
+                f"{path}: {name}",
+                np.asarray(columns[name][start : start + _ROWS_AT_ONCE]),
+                limits.vocab_size,
+                may_be_ignored=name == "labels",
+                first_sequence=start,
             )
 
 

@@ -4,6 +4,20 @@ import numpy as np
 
 from slt_jax.run import ChainsDiverged, Run
 
+SINGLE_CHAIN = (
+    "one chain only: the errors come from batches of its draws, which do not show whether other "
+    "chains would agree"
+)
+
+
+def count_of_chains(num_chains: int) -> str:
+    """Write how many chains there are.
+
+    >>> count_of_chains(1), count_of_chains(4)
+    ('1 chain', '4 chains')
+    """
+    return f"{num_chains} chain" + ("" if num_chains == 1 else "s")
+
 
 def component_number(run: Run, component: str | None) -> int:
     """Give the number of a component by its name, or of the only one.

@@ -32,7 +32,7 @@ from slt_jax.recording import keep
 from slt_jax.run import Run, SampleOptions
 from slt_jax.sampling import sample
 from slt_jax.statistics import Trace
-from slt_jax.validation import check_arguments
+from slt_jax.validation import check_arguments, check_loss
 
 
 def bif(
@@ -99,6 +99,7 @@ def bif(
     ((32, 3), 1)
     """
     check_arguments(posterior, kernel, batches, key)
+    check_loss(posterior, batches)
     own: dict[str, AbstractObservable] = {
         "train": traced_losses(train, batches, per_token, every),
         "query": _query(query, batches, per_token, every),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from slt_jax.estimators.chains import SINGLE_CHAIN, count_of_chains
 from slt_jax.estimators.influence_matrix import Diagnostics
 from slt_jax.estimators.influence_verdict import findings
 from slt_jax.estimators.verdict import Verdict
@@ -158,19 +159,21 @@ class BIFResult:
         kind = "correlation of ℓ_i and φ" if self.normalized else "−Cov(ℓ_i, φ)"
         side = "positive" if self.normalized else "negative"
         lost = f", {self.num_dropped} dropped" if self.num_dropped else ""
+        chains = f"{count_of_chains(self.num_chains)}{lost}"
         head = (
-            f"BIF {rows} × {columns} ({self.num_chains} chains{lost}, {self.num_draws} draws each, "
+            f"BIF {rows} × {columns} ({chains}, {self.num_draws} draws each, "
             f"τ {found.autocorrelation_time:.1f} draws; verdict: {self.verdict})"
         )
         share = (
             f"  {100 * found.resolved:.0f} % of the correlations exceed 3 of their standard errors "
             f"(0.3 % would by chance), from {found.num_batches} batches of draws"
         )
+        between = f"between chains {100 * found.between_share:+.1f} % of the variance within them"
         lines = [
             head,
             f"  influence is {kind}: {side} where more weight on the example lowers φ",
             share,
-            f"  between chains {100 * found.between_share:+.1f} % of the variance within them",
+            f"  {SINGLE_CHAIN if self.num_chains == 1 else between}",
             f"  nβ {self.n_beta:.4g}, γ {self.localization:.4g}",
         ]
         lines += [f"  also {finding}" for finding in self.findings[1:]]

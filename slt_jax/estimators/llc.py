@@ -16,6 +16,7 @@ from slt_jax.estimators.chains import (
     live_chains,
 )
 from slt_jax.estimators.convergence import convergence
+from slt_jax.estimators.evaluation import check_evaluation
 from slt_jax.estimators.fluctuation import EVALUATION, EXAMPLES, PAIR, ExampleLosses, fluctuations
 from slt_jax.estimators.result import LLCResult
 from slt_jax.estimators.series import (
@@ -30,6 +31,7 @@ from slt_jax.posterior import LocalPosterior
 from slt_jax.recording import keep
 from slt_jax.run import Run, SampleOptions
 from slt_jax.sampling import sample
+from slt_jax.validation import check_arguments
 
 _CLOSEST_PAIRS = 4
 
@@ -96,6 +98,8 @@ def llc(
             "llc estimates one component: use run = slt.sample(..., components=...) and "
             "slt.llc_from(run, component=name) for each"
         )
+    check_arguments(posterior, kernel, batches, key)
+    check_evaluation(evaluation, posterior, batches)
     own = _observables(kernel, evaluation, options)
     options["observables"] = dict(options.get("observables") or {}) | own
     run = sample(posterior, kernel, batches, key, **options)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from slt_jax._types import ChainKey
 from slt_jax.data import Batches
-from slt_jax.estimators.chains import component_number, live_chains
+from slt_jax.estimators.chains import component_number, count_of_chains, live_chains
 from slt_jax.estimators.influence import bif_from
 from slt_jax.estimators.influence_result import BIFResult
 from slt_jax.estimators.loss_traces import add_observables, traced_losses
@@ -20,7 +20,7 @@ from slt_jax.posterior import LocalPosterior
 from slt_jax.recording import keep
 from slt_jax.run import Run, SampleOptions, kept_in
 from slt_jax.sampling import sample
-from slt_jax.validation import check_arguments
+from slt_jax.validation import check_arguments, check_loss
 
 _MAP_BLOCK = 1024
 
@@ -117,9 +117,9 @@ class LossKernel:
     def __str__(self) -> str:
         found = self.influence.diagnostics
         kind = "correlation" if self.influence.normalized else "covariance"
-        rows = len(self.matrix)
+        chains = count_of_chains(self.influence.num_chains)
         return (
-            f"loss kernel of {rows} examples, {kind} ({self.influence.num_chains} chains, "
+            f"loss kernel of {len(self.matrix)} examples, {kind} ({chains}, "
             f"{self.influence.num_draws} draws each, τ {found.autocorrelation_time:.1f} draws; "
             f"verdict: {self.verdict})"
         ) + kept_in(self.influence.metadata)
@@ -207,6 +207,7 @@ def loss_kernel(
     ((32, 32), (32, 2))
     """
     check_arguments(posterior, kernel, batches, key)
+    check_loss(posterior, batches)
     own = {"train": traced_losses(examples, batches, per_token, every)}
     add_observables(options, own, "loss_kernel")
     announce_traces(posterior, batches, own, options, out)

@@ -10,8 +10,9 @@ import numpy as np
 
 from slt_jax._tree import Static, join, on_device, path_table, split
 from slt_jax.data import Batches, Probe
+from slt_jax.examples import abstract_value, check_examples
 from slt_jax.minibatch import Minibatch, values_and_weights
-from slt_jax.observables import over_probe
+from slt_jax.observables import LossValues, over_probe
 from slt_jax.posterior import LocalPosterior
 
 
@@ -90,20 +91,25 @@ def join_probes(probes: Mapping[str, Any], posterior: LocalPosterior, batches: B
         for name, value in probes.items()
     }
     _check_alike(made, batches)
+    for name, probe in made.items():
+        check_examples(posterior, probe.examples, f"probe {name!r}")
     sizes = [probe.batch_size or batches.batch_size for probe in made.values()]
     examples = jax.tree.map(
         lambda *leaves: np.concatenate([np.asarray(leaf) for leaf in leaves]),
         *(probe.examples for probe in made.values()),
     )
     probe = Probe(examples, _join_weights(made), min(sizes))
+    abstract_value("probes", posterior, batches, LossValues(probe=probe))
     losses, weights = losses_at_center(posterior, probe)
     names, counts = tuple(made), tuple(probe.num_examples for probe in made.values())
     joined = Probes(probe, names, counts, losses, weights)
-    _check_losses(joined)
+    for name, (first, last) in zip(names, joined.bounds, strict=True):
+        check_losses(f"probe {name!r}", losses[first:last], weights[first:last])
     return joined
 
 
-def _structure(examples: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+def structure_of(examples: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Map the paths of examples to dtype and shape of one of them."""
     return {
         path or "examples": (str(leaf.dtype), tuple(leaf.shape[1:]))
         for path, leaf in path_table(examples).items()
@@ -112,9 +118,9 @@ def _structure(examples: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def _check_alike(probes: Mapping[str, Probe], batches: Batches) -> None:
     """Raise ValueError unless all probes have one shape, and the structure of the batches."""
-    sampled = _structure(batches.example_structure)
+    sampled = structure_of(batches.example_structure)
     kinds = {path: (dtype, len(shape)) for path, (dtype, shape) in sampled.items()}
-    structures = {name: _structure(probe.examples) for name, probe in probes.items()}
+    structures = {name: structure_of(probe.examples) for name, probe in probes.items()}
     for name, structure in structures.items():
         own = {path: (dtype, len(shape)) for path, (dtype, shape) in structure.items()}
         if own != kinds:
@@ -176,18 +182,24 @@ def losses_at_center(posterior: LocalPosterior, probe: Probe) -> tuple[np.ndarra
     return losses, weights
 
 
-def _check_losses(probes: Probes) -> None:
-    for name, (first, last) in zip(probes.names, probes.bounds, strict=True):
-        bad = np.argwhere(~np.isfinite(probes.losses[first:last]))
-        if len(bad):
-            raise ValueError(
-                f"probe {name!r}: the loss at w* is not finite at row {bad[0][0]}, position "
-                f"{bad[0][1:].tolist()} ({len(bad)} such entries, masked ones included). Token ids "
-                "outside the model's vocabulary give such losses: encode the probe with the "
-                "model's own tokenizer"
-            )
-        if not probes.weights[first:last].sum() > 0:
-            raise ValueError(f"probe {name!r} has no entry of positive weight: nothing to measure")
+def check_losses(name: str, losses: np.ndarray, weights: np.ndarray) -> None:
+    """Raise ValueError unless losses at w* are finite, and some have weight.
+
+    Args:
+        name: of the data set.
+        losses: those at w*, float32 ``[n, *pos]``.
+        weights: of the same shape.
+    """
+    bad = np.argwhere(~np.isfinite(losses))
+    if len(bad):
+        raise ValueError(
+            f"{name}: the loss at w* is not finite at row {bad[0][0]}, position "
+            f"{bad[0][1:].tolist()} ({len(bad)} such entries, masked ones included). Token ids "
+            "outside the model's vocabulary give such losses: encode the text with the model's own "
+            "tokenizer"
+        )
+    if not weights.sum() > 0:
+        raise ValueError(f"{name} has no entry of positive weight: nothing to measure")
 
 
 def resolutions(probes: Probes, tokens: bool) -> dict[str, Resolution]:

@@ -12,16 +12,18 @@ from jaxtyping import Float
 
 from slt_jax._types import ChainKey
 from slt_jax.data import Batches
+from slt_jax.estimators.chains import SINGLE_CHAIN, count_of_chains
 from slt_jax.estimators.llc import llc_from
 from slt_jax.estimators.options import needed_components, of_run
 from slt_jax.estimators.result import with_error
+from slt_jax.examples import about
 from slt_jax.grouping import groups
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.posterior import LocalPosterior
 from slt_jax.recording import keep
 from slt_jax.run import ChainsDiverged, Run, SampleOptions, kept_in, kept_together
 from slt_jax.sampling import sample
-from slt_jax.validation import check_arguments
+from slt_jax.validation import check_arguments, check_loss
 
 _NUM_SHOWN = 4
 _NUMBERS = (
@@ -150,9 +152,11 @@ class RefinedLLC:
         ]
         told = self.metadata
         lines.append(
-            f"  {told['num_chains']} chains × {told['num_draws']} draws; nβ {told['n_beta']:.4g}, "
-            f"γ {told['localization']:.4g}"
+            f"  {count_of_chains(told['num_chains'])} × {told['num_draws']} draws; "
+            f"nβ {told['n_beta']:.4g}, γ {told['localization']:.4g}"
         )
+        if told["num_chains"] == 1:
+            lines.append(f"  {SINGLE_CHAIN}")
         found: dict[str, list[str]] = {}
         for (row, column), text in np.ndenumerate(self.verdicts):
             place = f"{self.components[row]} on {self.datasets[column]}"
@@ -367,8 +371,10 @@ def _check_datasets(
             'datasets must name at least one, as in {"code": slt.Batches(code, 32)}; got '
             f"{type(datasets).__name__}"
         )
-    for batches in datasets.values():
-        check_arguments(posterior, kernel, batches, key)
+    for name, batches in datasets.items():
+        with about(f"data set {name!r}"):
+            check_arguments(posterior, kernel, batches, key)
+            check_loss(posterior, batches)
     _check_trained_on(datasets, trained_on)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from slt_jax.estimators.chains import SINGLE_CHAIN, count_of_chains
 from slt_jax.estimators.verdict import Verdict, findings
 from slt_jax.run import Run, kept_in
 
@@ -166,8 +167,9 @@ class LLCResult:
     def __str__(self) -> str:
         sign = "" if self.comparable_starts else "≥ "
         lost = f", {self.num_dropped} dropped" if self.num_dropped else ""
+        chains = f"{count_of_chains(self.num_chains)}{lost}"
         head = (
-            f"LLC {with_error(self.mean, self.standard_error)} ({self.num_chains} chains{lost}, "
+            f"LLC {with_error(self.mean, self.standard_error)} ({chains}, "
             f"R-hat {sign}{self.r_hat:.2f}, ESS {self.ess:.0f}; loss at w* {self.init_loss:.4f}; "
             f"verdict: {self.verdict})"
         )
@@ -179,6 +181,8 @@ class LLCResult:
             f"h* = {self.effective_curvature:.3g} are not seen"
         )
         lines = [resolution]
+        if self.num_chains == 1:
+            lines.append(f"  {SINGLE_CHAIN}")
         if math.isfinite(self.control):
             lines.append(
                 f"  without data {with_error(self.control, self.control_error)}; signal "

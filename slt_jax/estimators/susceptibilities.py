@@ -9,6 +9,7 @@ import jax
 
 from slt_jax._types import ChainKey
 from slt_jax.data import Batches, Probe
+from slt_jax.estimators.evaluation import check_evaluation
 from slt_jax.estimators.moments import ProbeGaps, Products, Shifts
 from slt_jax.estimators.options import needed_components, of_run
 from slt_jax.estimators.probes import Probes, join_probes, measured_count
@@ -25,7 +26,7 @@ from slt_jax.restriction import Restriction
 from slt_jax.run import Execution, Run, SampleOptions
 from slt_jax.sampling import sample
 from slt_jax.statistics import AbstractStatistic
-from slt_jax.validation import check_arguments
+from slt_jax.validation import check_arguments, check_loss
 
 FULL_FACTOR = 4
 """How many times as many draws the full chain takes: its error is shared by all components."""
@@ -100,11 +101,13 @@ def susceptibilities(
     (8, (2, 2))
     """
     check_arguments(posterior, kernel, batches, key)
+    check_loss(posterior, batches)
     shared = _own_options(options)
     components = shared.pop("components")
     num_draws = shared.setdefault("num_draws", 1000)
     num_full = FULL_FACTOR * num_draws if num_full_draws is None else num_full_draws
     measured = (evaluation, batches_per_draw, tokens)
+    check_evaluation(evaluation, posterior, batches)
     joined = join_probes(probes, posterior, batches)
     num_measured = measured_count(joined, tokens)
     pieces = _pieces(posterior, kernel, components, num_measured, shared, slab_bytes)
@@ -232,6 +235,7 @@ def susceptibility_observables(
         batches_per_draw: as for ``slt.susceptibilities``.
         tokens: as for ``slt.susceptibilities``.
     """
+    check_evaluation(evaluation, posterior, batches)
     joined = join_probes(probes, posterior, batches)
     statistic = (Shifts if full else Products)(batch_length(num_draws))
     return _observables(joined, statistic, evaluation, batches_per_draw, tokens)

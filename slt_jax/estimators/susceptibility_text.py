@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from slt_jax.estimators.chains import SINGLE_CHAIN, count_of_chains
 from slt_jax.estimators.result import with_error
 from slt_jax.run import kept_in
 
@@ -79,8 +80,9 @@ def _notes(chi: "Susceptibilities") -> list[str]:
 def _settings(told: Mapping[str, Any]) -> list[str]:
     if "num_draws" not in told:
         return []
-    length = f"{told['num_chains']} chains × {told['num_draws']} draws"
+    length = f"{count_of_chains(told['num_chains'])} × {told['num_draws']} draws"
     full = f"the full chain {told['num_chains']} × {told['num_full_draws']}"
     errors = f"errors from {told['num_batches']} batches of {told['batch_length']} draws"
     target = f"nβ {told['n_beta']:.4g}, γ {told['localization']:.4g}"
-    return [f"  {length}, {full}; {errors}; {target}"]
+    alone = [f"  {SINGLE_CHAIN}"] if told["num_chains"] == 1 else []
+    return [f"  {length}, {full}; {errors}; {target}", *alone]

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from slt_jax._tree import join, split
 from slt_jax.data import Batches
+from slt_jax.examples import abstract_value
 from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
 
@@ -84,25 +84,5 @@ def num_rows(
     Raises:
         ValueError: the loss does not take its examples.
     """
-    arrays, static = split((posterior, observable))
-
-    def value(arrays: Any) -> Any:
-        target, observable = join(arrays, static)
-        measured = observable.measure(target, target.restriction.zeros(), None)
-        return observable.relative(measured, measured)
-
-    try:
-        shapes = jax.eval_shape(value, arrays)
-    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-        probe = getattr(observable, "probe", None)
-        given = jax.tree.map(_shape, getattr(probe, "examples", None))
-        sampled = jax.tree.map(_shape, batches.example_structure)
-        raise ValueError(
-            f"the examples of {name!r} cannot be evaluated: they have shapes {given}, a sampled "
-            f"batch has {sampled} ({type(error).__name__}: {error})"
-        ) from error
+    shapes = abstract_value(name, posterior, batches, observable)
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
-
-
-def _shape(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}"

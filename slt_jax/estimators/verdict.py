@@ -117,10 +117,11 @@ def _step_too_large(result: "LLCResult") -> Verdict | None:
 
 def _too_short(result: "LLCResult") -> Verdict | None:
     draws, time = result.num_draws, result.autocorrelation_time
+    unknown = ", and for a standard error" if math.isnan(result.standard_error) else ""
     if draws < MIN_DRAWS:
         return Verdict(
             "too short",
-            f"{draws} draws are too few to tell how correlated they are",
+            f"{draws} draws are too few to tell how correlated they are{unknown}",
             f"Take {MIN_DRAWS} draws or more",
         )
     if draws < MIN_TIMES * time:

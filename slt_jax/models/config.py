@@ -43,6 +43,8 @@ class DecoderConfig:
         parallel: whether attention and MLP read the same residual stream.
         tied: whether the unembedding is the embedding.
         num_positions: number of learned positions; None for rotary or no positions.
+        context_length: the longest sequence that the model was made for, as its ``config.json``
+            says; None if it does not. Rotary positions beyond it exist, but were never trained on.
         ropes: rotary tables; none for learned positions.
         rope_of_layer: which table each layer uses, ``[num_layers]``; empty without tables.
         windows: how many positions each layer sees, its own included, ``[num_layers]``; None
@@ -76,6 +78,7 @@ class DecoderConfig:
     parallel: bool = False
     tied: bool = False
     num_positions: int | None = None
+    context_length: int | None = None
     ropes: tuple[Rope, ...] = ()
     rope_of_layer: tuple[int, ...] = ()
     windows: tuple[int | None, ...] = ()
@@ -98,6 +101,7 @@ class DecoderConfig:
             _check_size(name, getattr(self, name))
         _check_size("mlp_width", self.mlp_width, at_least=0)
         _check_size("num_positions", self.num_positions)
+        _check_size("context_length", self.context_length)
         for window in self.windows:
             _check_size("windows", window)
         for name in ("attn_scale", "embed_scale", "attn_softcap", "logit_softcap", "qkv_clip"):
@@ -118,6 +122,11 @@ class DecoderConfig:
                     f"{name} needs one entry for each of the {self.num_layers} layers, "
                     f"got {len(entries)}"
                 )
+
+    @property
+    def max_length(self) -> int | None:
+        """The tokens of the longest sequence that the model can read; None if any will do."""
+        return self.context_length if self.num_positions is None else self.num_positions
 
     @property
     def model_type(self) -> str:

@@ -22,7 +22,7 @@ from slt_jax.models.cross_entropy import token_losses
 from slt_jax.models.layout import parameter_axes
 from slt_jax.models.norm import Norm
 from slt_jax.models.rope import rotate, rotation_angles
-from slt_jax.models.tokens import IGNORED_LABEL, check_token_ids, token_arrays
+from slt_jax.models.tokens import IGNORED_LABEL, check_batch, check_token_ids, token_arrays
 from slt_jax.restriction import Restriction
 
 
@@ -96,11 +96,15 @@ class Decoder(eqx.Module):
 
         Raises:
             TypeError: token ids that are no integers ``[batch, pos]``.
-            ValueError: unknown entries of the batch, more tokens than learned positions, and, when
-                not being compiled, token ids outside the vocabulary.
+            ValueError: unknown entries of the batch, sequences longer than the model was made for,
+                and, when not being compiled, token ids outside the vocabulary.
         """
         ids, _, mask = token_arrays(batch)
         return self.losses_from(params, self.hidden(params, ids, mask), batch)
+
+    def check_examples(self, examples: Any) -> None:
+        """Refuse values that the model cannot read, such as ids of another tokenizer."""
+        check_batch(examples, self.config)
 
     def losses_prefix(
         self, params: Mapping[str, Array], restriction: Restriction, examples: Any

@@ -72,6 +72,9 @@ class _Raw:
             raise ValueError(f"{key} must be a positive integer, at most {limit:,}, got {value!r}")
         return value
 
+    def optional_size(self, key: str) -> int | None:
+        return None if self.settings.get(key) is None else self.size(key)
+
     def get(self, key: str, default: Any) -> Any:
         return self.settings.get(key, default)
 
@@ -178,6 +181,7 @@ def _modern(
         "attn_scale": dim**-0.5,
         "qkv_bias": bool(raw.get("attention_bias", False)),
         "attn_out_bias": bool(raw.get("attention_bias", False)),
+        "context_length": raw.optional_size("max_position_embeddings"),
         "source": raw.text,
     }
 
@@ -185,7 +189,11 @@ def _modern(
 def _with_ropes(
     fields: dict[str, Any], *ropes: Rope, of_layer: list[int] | None = None
 ) -> DecoderConfig:
-    layers = fields["num_layers"]
+    layers, length = fields["num_layers"], fields["context_length"]
+    # With linear scaling the file states the length before it, with Llama 3's the one after.
+    stretches = (r.scaling.factor if isinstance(r.scaling, LinearScaling) else 1 for r in ropes)
+    if length is not None:
+        fields = fields | {"context_length": int(length * min(stretches))}
     return DecoderConfig(**fields, ropes=ropes, rope_of_layer=tuple(of_layer or [0] * layers))
 
 
@@ -363,7 +371,8 @@ def _attention_only(raw: _Raw) -> DecoderConfig:
     fields = _gpt2_like(raw) | {"mlp_width": 0, "norms": ("attn",)}
     if not raw.get("rope_parameters", None):
         return DecoderConfig(**fields)
-    return _with_ropes(fields | {"num_positions": None}, _rotary(raw, fields["head_dim"]))
+    length = fields.pop("num_positions")
+    return _with_ropes(fields | {"context_length": length}, _rotary(raw, fields["head_dim"]))
 
 
 FAMILIES: dict[str, Callable[[_Raw], DecoderConfig]] = {

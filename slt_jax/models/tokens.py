@@ -9,6 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from slt_jax._tree import on_device
 from slt_jax.models.config import DecoderConfig
 
 IGNORED_LABEL = -100
@@ -46,7 +47,7 @@ def check_token_ids(ids: Array, config: DecoderConfig) -> None:
 
     Raises:
         TypeError: no integers ``[batch, pos]``.
-        ValueError: ids outside the vocabulary, more tokens than learned positions.
+        ValueError: ids outside the vocabulary, sequences longer than the model was made for.
     """
     if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.ndim != 2:
         raise TypeError(
@@ -54,15 +55,63 @@ def check_token_ids(ids: Array, config: DecoderConfig) -> None:
         )
     is_here = not isinstance(ids, Tracer) and getattr(ids, "is_fully_addressable", True)
     if is_here and ids.size:
-        values = np.asarray(jax.device_get(ids))
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high >= config.vocab_size:
-            raise ValueError(
-                f"token ids from {low} to {high} do not fit the vocabulary of {config.vocab_size}: "
-                "they come from another model's tokenizer, or padding was not given a token's id"
-            )
-    if config.num_positions is not None and ids.shape[1] > config.num_positions:
+        check_vocabulary("token id", np.asarray(jax.device_get(ids)), config.vocab_size)
+    _check_length(ids.shape[1], config)
+
+
+def check_batch(batch: Any, config: DecoderConfig) -> None:
+    """Refuse examples that are no batch of this model, looking at all their values.
+
+    Raises:
+        TypeError, ValueError: as ``token_arrays`` and ``check_token_ids``; labels that are neither
+            a token's id nor ``IGNORED_LABEL``.
+    """
+    ids, labels, _ = token_arrays(on_device(batch))
+    check_token_ids(ids, config)
+    if labels is not None:
+        values = np.asarray(jax.device_get(labels))
+        check_vocabulary("label", values, config.vocab_size, may_be_ignored=True)
+
+
+def check_vocabulary(
+    name: str,
+    ids: np.ndarray,
+    vocab_size: int,
+    *,
+    may_be_ignored: bool = False,
+    first_sequence: int = 0,
+) -> None:
+    """Raise ValueError for the first of some ids that is no token's.
+
+    Args:
+        name: of an id, for the error.
+        ids: integers ``[n, pos]``.
+        vocab_size: ids are below it.
+        may_be_ignored: whether they are labels, which may be ``IGNORED_LABEL``.
+        first_sequence: the number of the first row, if it is not the first of all.
+    """
+    wrong = (ids < 0) | (ids >= vocab_size)
+    if may_be_ignored:
+        wrong &= ids != IGNORED_LABEL
+    if wrong.any():
+        row, position = np.argwhere(wrong)[0]
         raise ValueError(
-            f"sequences of {ids.shape[1]} tokens do not fit the {config.num_positions} learned "
-            "positions of this model; cut them shorter"
+            f"{name} {ids[row, position]} (sequence {first_sequence + row}, position {position}) "
+            f"is outside the vocabulary of {vocab_size}: it comes from another model's tokenizer, "
+            "or padding was not given a token's id"
         )
+
+
+def _check_length(length: int, config: DecoderConfig) -> None:
+    if config.max_length is None or length <= config.max_length:
+        return
+    if config.num_positions is not None:
+        raise ValueError(
+            f"sequences of {length} tokens do not fit the {config.num_positions} learned positions "
+            "of this model; cut them shorter"
+        )
+    raise ValueError(
+        f"sequences of {length} tokens are longer than the {config.context_length} that this model "
+        "was made for, as its config.json says: positions beyond were never trained. Cut them "
+        "shorter, or, to measure just that, raise max_position_embeddings there"
+    )

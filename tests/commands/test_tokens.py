@@ -8,7 +8,7 @@ import pytest
 from slt_jax.commands.tokens import Limits, load_tokenizer, load_tokens
 
 IDS = np.arange(24).reshape(4, 6) % 11
-LIMITS = Limits(vocab_size=11, num_positions=8)
+LIMITS = Limits(vocab_size=11, max_length=8)
 
 
 def no_tokenizer(text):
@@ -103,7 +103,10 @@ def test_what_a_tokenizer_needs(tmp_path, monkeypatch):
         (IDS.reshape(-1), r"int64 \[24\]; cut a single stream of tokens by reshape"),
         (IDS[:1], r"at least 2 sequences of 2 tokens are needed, got \[1, 6\]"),
         (IDS[:, :1], r"got \[4, 1\]"),
-        (np.zeros((2, 9), int), "9 tokens do not fit the 8 positions .*--sequence-length 8"),
+        (
+            np.zeros((2, 9), int),
+            "9 tokens do not fit the 8 that .*--sequence-length 8",
+        ),
     ],
 )
 def test_arrays_that_are_no_tokens(tmp_path, array, message):

@@ -13,6 +13,7 @@ import pytest
 from scipy.stats import t
 
 import slt_jax as slt
+from slt_jax.estimators.chains import SINGLE_CHAIN
 from slt_jax.estimators.susceptibilities import batch_length
 from slt_jax.run import Health
 from tests.estimators.blocks import (
@@ -309,6 +310,13 @@ def test_a_component_without_a_scale_is_named(one):
     name = one.components[1]
     assert f"mean square came out negative (of {name})" in str(cosine)
     assert "mean square" not in str(one)
+
+
+def test_one_chain_says_where_its_errors_come_from(one):
+    alone = dataclasses.replace(one, metadata=one.metadata | {"num_chains": 1})
+    assert f"1 chain × {NUM_DRAWS} draws" in str(alone)
+    assert SINGLE_CHAIN in str(alone)
+    assert SINGLE_CHAIN not in str(one)
 
 
 def test_what_it_exports(one):

@@ -15,7 +15,7 @@ from slt_jax.models.hf_config import parse_config
 from slt_jax.models.hf_weights import plan_parameters
 from slt_jax.models.safetensors_reader import INDEX, StoredTensor, open_file, open_folder
 from slt_jax.models.safetensors_writer import Pending, write_file
-from tests.helpers import unchecked_annotations
+from tests.helpers import compiled_programs, unchecked_annotations
 from tests.models.references import FIXTURES, NAMES
 
 VALUES = [None, [], {}, "x", -1, 1.5, True, 10**30, [1, 2], [[]], "F32", [0], [0] * 3, {"a": 1}]
@@ -193,16 +193,22 @@ def test_nothing_is_read_if_an_option_is_of_no_use(llama, monkeypatch, options, 
         from_hf(llama, **options)
 
 
-def test_token_ids_out_of_range_stop_a_run_before_it_starts():
+def test_token_ids_out_of_range_stop_a_run_before_it_starts(monkeypatch):
     model = from_hf(FIXTURES / "attention_only", dtype="float32")
     size = model.loss_fn.config.vocab_size
     ids = np.zeros((6, 5), np.int32)
     ids[4, 2] = size
-    with pytest.raises(ValueError, match=f"token ids from 0 to {size} do not fit the vocabulary"):
+    with pytest.raises(ValueError, match=f"id {size} .sequence 4, position 2. is outside"):
         model.loss_fn(model.params, jnp.asarray(ids))
     posterior = slt.LocalPosterior(model.loss_fn, model.params, 1.0, 1.0, model.components["l0h0"])
+    arguments = slt.sgld(1e-4), slt.Batches(ids, 2), jax.random.key(0)
+    with compiled_programs() as names, pytest.raises(ValueError, match=f"sampling data: .* {size}"):
+        slt.llc(posterior, *arguments)
+    assert names == []
+    # What is too large to be read twice is left to the survey.
+    monkeypatch.setattr("slt_jax.examples._SMALL_BYTES", 0)
     with pytest.raises(ValueError, match=r"loss at w\* is not finite for example 4"):
-        slt.llc(posterior, slt.sgld(1e-4), slt.Batches(ids, 2), jax.random.key(0))
+        slt.llc(posterior, *arguments)
 
 
 def test_one_shot_generators_are_refused_where_two_passes_are_needed():

@@ -229,7 +229,7 @@ def test_ids_outside_the_vocabulary_give_nan(bad):
     losses = np.asarray(quick(decoder)(params, ids.at[1, 4].set(bad)))
     assert np.all(np.isnan(losses[1]))
     assert np.all(np.isfinite(losses[0]))
-    with pytest.raises(ValueError, match="do not fit the vocabulary of 13"):
+    with pytest.raises(ValueError, match="is outside the vocabulary of 13"):
         decoder(params, ids.at[1, 4].set(bad))
 
 
@@ -250,6 +250,10 @@ def test_what_is_no_batch_is_refused():
     learned = DecoderConfig(**{**vars(TINY), "num_positions": 5, "ropes": (), "rope_of_layer": ()})
     with pytest.raises(ValueError, match="9 tokens do not fit the 5 learned positions"):
         Decoder(learned)(weights_of(learned), tokens())
+    rotary = DecoderConfig(**{**vars(TINY), "context_length": 8})
+    with pytest.raises(ValueError, match=r"9 tokens are longer than the 8 .*config.json says"):
+        jax.eval_shape(Decoder(rotary), weights_of(rotary), tokens())
+    jax.eval_shape(Decoder(rotary), weights_of(rotary), tokens(length=8))
 
 
 def test_a_small_displacement_of_bfloat16_weights_is_felt():
