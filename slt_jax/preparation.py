@@ -171,7 +171,8 @@ def _stack_components(
     )
     # Side by side they are as one, also in what they let the model compute once for all.
     is_level = first.is_level and len(groups(components)) == 1
-    restriction = Restriction(first.blocks, is_level)
+    is_column = all(component.is_column for component in components.values())
+    restriction = Restriction(first.blocks, is_level, is_column)
     return posterior.restrict(restriction), on_device(starts) if jax.tree.leaves(starts) else None
 
 

@@ -94,6 +94,11 @@ class Block(eqx.Module):
     def _place(self) -> list[int]:
         return [int(offset) for offset in jax.device_get(self.start)]
 
+    def _further_cuts(self) -> tuple[tuple[int, int, int], ...]:
+        """Give offset and extents along every axis that is cut, but for the leading one."""
+        axes = zip(self._place()[1:], self.size[1:], self.view[1:], strict=True)
+        return tuple((start, size, extent) for start, size, extent in axes if size != extent)
+
     def read(self, leaf: Array) -> Array:
         """Give the block's weights as float32 of shape ``size``."""
         viewed = leaf.reshape(self.view)
@@ -166,6 +171,8 @@ class Restriction(eqx.Module):
         is_level: whether all blocks begin at the same offset along their leading axis, as those of
             one layer of stacked weights do. It is static, so that a model can rely on it while the
             offsets are traced. None finds out where they are known, and says no where they are not.
+        is_column: whether every block is cut along one more axis than the leading one, all of them
+            at the same offset and of the same extents, as those of one head are. Also static.
 
     >>> import numpy as np
     >>> params = {"w": np.ones((2, 3), np.float32), "b": np.zeros(3, np.float32)}
@@ -176,14 +183,23 @@ class Restriction(eqx.Module):
 
     blocks: tuple[Block, ...]
     is_level: bool = eqx.field(static=True)
+    is_column: bool = eqx.field(static=True)
 
-    def __init__(self, blocks: Iterable[Block], is_level: bool | None = None):
+    def __init__(
+        self,
+        blocks: Iterable[Block],
+        is_level: bool | None = None,
+        is_column: bool | None = None,
+    ):
         self.blocks = tuple(blocks)
         if any(block.is_traced for block in self.blocks):
-            self.is_level = bool(is_level)
+            self.is_level, self.is_column = bool(is_level), bool(is_column)
         else:
             leading = {tuple(block._place()[:1]) for block in self.blocks}
+            further = {block._further_cuts() for block in self.blocks}
             self.is_level = len(leading) == 1 and is_level is not False
+            is_one = len(further) == 1 and all(len(cuts) == 1 for cuts in further)
+            self.is_column = is_one and is_column is not False
 
     def __check_init__(self):
         if not self.blocks:
@@ -302,7 +318,7 @@ class Restriction(eqx.Module):
             starts: per block and axis an int32 scalar, or None for that of this restriction.
         """
         moved = (block.at(start) for block, start in zip(self.blocks, starts, strict=True))
-        return Restriction(moved, self.is_level)
+        return Restriction(moved, self.is_level, self.is_column)
 
 
 def _overlap(first: Block, second: Block) -> bool:

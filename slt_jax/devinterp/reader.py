@@ -110,7 +110,7 @@ class _Unseen(Restriction):
 
     def __init__(self, params: Any, count: int):
         whole = Restriction.full(params)
-        super().__init__(whole.blocks, whole.is_level)
+        super().__init__(whole.blocks, whole.is_level, whole.is_column)
         self.count = count
 
     @property

@@ -15,10 +15,11 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from slt_jax._types import Displacement
 from slt_jax.minibatch import Losses
-from slt_jax.models import fast_path
+from slt_jax.models import fast_path, head_path
 from slt_jax.models.attention import AbstractAttention, BlockwiseAttention
 from slt_jax.models.config import DecoderConfig, floating_dtype
 from slt_jax.models.cross_entropy import token_losses
+from slt_jax.models.head_path import HeadStreams
 from slt_jax.models.layout import parameter_axes
 from slt_jax.models.norm import Norm
 from slt_jax.models.rope import rotate, rotation_angles
@@ -108,10 +109,11 @@ class Decoder(eqx.Module):
 
     def losses_prefix(
         self, params: Mapping[str, Array], restriction: Restriction, examples: Any
-    ) -> Float[Array, "batch pos d"] | None:
+    ) -> Float[Array, "batch pos d"] | HeadStreams | None:
         """Give the part of the losses that no displacement changes, or None if there is none.
 
-        That is the residual stream that enters the one layer that moves.
+        That is the residual stream that enters the one layer that moves; if one head moves, also
+        the one that leaves its attention at w*.
 
         Args:
             params: w*.
@@ -122,9 +124,11 @@ class Decoder(eqx.Module):
         if layer is None:
             return None
         ids, _, mask = token_arrays(examples)
-        return fast_path.below(
-            self, params, layer, self.embed(params, ids), self.sequences(ids, mask)
-        )
+        sequences = self.sequences(ids, mask)
+        x = fast_path.below(self, params, layer, self.embed(params, ids), sequences)
+        if not head_path.moves_one_head(self.config, restriction):
+            return x
+        return head_path.streams(self, params, layer, x, sequences)
 
     def losses_at(
         self,
@@ -132,14 +136,14 @@ class Decoder(eqx.Module):
         restriction: Restriction,
         displacement: Displacement,
         examples: Any,
-        prefix: Float[Array, "batch pos d"] | None = None,
+        prefix: Float[Array, "batch pos d"] | HeadStreams | None = None,
     ) -> Float32[Array, "batch targets"] | Losses:
         """Give ``decoder(restriction.insert(params, displacement), examples)`` for less work.
 
         The numbers are the same up to rounding. Where one layer moves, what lies below it does not
         depend on the displacement and has no batch axis under ``jax.vmap`` over displacements; the
-        backward pass, of the displacement alone, ends at that layer. Where anything else moves,
-        the whole model is computed.
+        backward pass, of the displacement alone, ends at that layer; where one head of it moves,
+        the others are not computed either. Where anything else moves, the whole model is computed.
 
         Args:
             params: w*.
@@ -258,17 +262,31 @@ class Decoder(eqx.Module):
             x: residual stream in the compute dtype.
             sequences: what ``sequences`` gave.
         """
-        config = self.config
+        attended = self.attended(weights, layer, x, sequences)
+        if self.config.mlp_width and self.config.parallel:
+            site = "mlp" if "mlp" in self.config.norms else "attn"
+            return x + attended + self._mlp(weights, self._norm_at(site, weights, x))
+        return self.with_mlp(weights, x + attended)
+
+    def attended(
+        self,
+        weights: Mapping[str, Array],
+        layer: Array | int,
+        x: Float[Array, "batch pos d"],
+        sequences: Sequences,
+    ) -> Float[Array, "batch pos d"]:
+        """Give what attention adds to the residual stream, from the arguments of ``block``."""
         entering = self._norm_at("attn", weights, x)
-        attended = self._norm_at(
+        return self._norm_at(
             "attn_post", weights, self._attend(weights, layer, entering, sequences)
         )
-        if not config.mlp_width:
-            return x + attended
-        if config.parallel:
-            entering = self._norm_at("mlp", weights, x) if "mlp" in config.norms else entering
-            return x + attended + self._mlp(weights, entering)
-        x = x + attended
+
+    def with_mlp(
+        self, weights: Mapping[str, Array], x: Float[Array, "batch pos d"]
+    ) -> Float[Array, "batch pos d"]:
+        """Give the residual stream after an MLP that reads it, if the model has any."""
+        if not self.config.mlp_width:
+            return x
         added = self._mlp(weights, self._norm_at("mlp", weights, x))
         return x + self._norm_at("mlp_post", weights, added)
 

@@ -7,6 +7,8 @@ loss at a displacement is therefore made of three parts:
     layer   layer l, its weights replaced by those of the chain: one layer, not the stack of all
     above   layers l + 1 … L − 1, frozen: replayed backwards for the residual stream alone
 
+Of a layer in which one head moves, ``head_path`` computes that head alone.
+
 The number l is traced, so one compiled program serves every layer; under ``jax.vmap`` it must stay
 without a batch axis, or every row repeats what lies below.
 """
@@ -20,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from slt_jax._types import Displacement
 from slt_jax.models.config import DecoderConfig
+from slt_jax.models.head_path import HeadStreams, through_layer
 from slt_jax.models.layout import parameter_axes
 from slt_jax.restriction import Block, Restriction
 
@@ -69,7 +72,7 @@ def through(
     restriction: Restriction,
     displacement: Displacement,
     layer: Int[Array, ""],
-    x: Float[Array, "batch pos d"],
+    x: Float[Array, "batch pos d"] | HeadStreams,
     sequences: "Sequences",
 ) -> Float[Array, "batch pos d"]:
     """Give the residual stream after the last layer, with one layer displaced.
@@ -80,9 +83,27 @@ def through(
         restriction: blocks in one layer, cut with extent 1 along the leading axis.
         displacement: float32, one array per block.
         layer: the number of that layer.
-        x: residual stream that enters it, as ``below`` gives it.
+        x: residual stream that enters it, as ``below`` gives it, or those around its attention if
+            one head moves.
         sequences: what ``decoder.sequences`` gave.
     """
+    arguments = (decoder, params, restriction, displacement, layer)
+    if isinstance(x, HeadStreams):
+        leaving = through_layer(*arguments, x, sequences)
+    else:
+        leaving = _through_layer(*arguments, x, sequences)
+    return _above(decoder, params, layer + 1, leaving, sequences)
+
+
+def _through_layer(
+    decoder: "Decoder",
+    params: Mapping[str, Array],
+    restriction: Restriction,
+    displacement: Displacement,
+    layer: Int[Array, ""],
+    x: Float[Array, "batch pos d"],
+    sequences: "Sequences",
+) -> Float[Array, "batch pos d"]:
     # Into the weights of one layer: displacing the stack would give every chain a stack.
     inside = Restriction(
         Block(block.path, block.view[1:], block.size[1:], block.start[1:])
@@ -90,9 +111,7 @@ def through(
     )
     moved = tuple(delta.reshape(delta.shape[1:]) for delta in displacement)
     weights = inside.insert(decoder.layer_weights(params, layer), moved)
-    return _above(
-        decoder, params, layer + 1, decoder.block(weights, layer, x, sequences), sequences
-    )
+    return decoder.block(weights, layer, x, sequences)
 
 
 @jax.custom_vjp
