@@ -47,8 +47,9 @@ class Execution:
             would take over 256 MB.
         device_data_bytes: data sets up to this size are placed on the device and gathered there;
             larger ones are gathered on the host, chunk by chunk, one ahead. The same batches.
-        probe_cache_bytes: activations of probes below the layer that moves are computed once per
-            chunk while they take up to this size in all; beyond it, at every draw.
+        probe_cache_bytes: activations of probes that no draw changes, those below the layer that
+            moves and beside the one head that moves, are computed once per chunk while they take
+            up to this size in all; beyond it, at every draw.
         profile: a folder for a profile of one chunk of draws, after everything is compiled: open it
             with XProf (``pip install xprof; xprof <folder>``) or Perfetto. None for no profile.
 

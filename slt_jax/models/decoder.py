@@ -160,6 +160,7 @@ class Decoder(eqx.Module):
         if restriction.blocks[0].path in fast_path.ABOVE_LAYERS:
             above = {name: params[name] for name in fast_path.ABOVE_LAYERS if name in params}
             moved = {**params, **restriction.insert(above, displacement)}
+            assert not isinstance(prefix, HeadStreams)
             return self.losses_from(moved, prefix, examples)
         ids, _, mask = token_arrays(examples)
         hidden = fast_path.through(

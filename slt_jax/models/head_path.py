@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from slt_jax._types import Displacement
@@ -116,7 +117,7 @@ def through_layer(
 
 
 def _head(
-    config: DecoderConfig, weights: Mapping[str, Array], number: Int[Array, ""]
+    config: DecoderConfig, weights: Mapping[str, Array], number: Int[Array | np.ndarray, ""]
 ) -> dict[str, Array]:
     """Cut one head out of a layer's weights; the sum has one term, so it is exact.
 
