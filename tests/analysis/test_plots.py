@@ -19,7 +19,7 @@ from slt_jax.analysis.plots import (
     plot_llc_traces,
     plot_loadings,
 )
-from slt_jax.analysis.plots.style import INK, MISSING, with_error
+from slt_jax.analysis.plots.style import INK, MISSING, new_figure, place_names, with_error
 
 from .responses import make_response
 
@@ -213,6 +213,22 @@ def test_loadings_name_every_component_without_covering_another():
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
     with pytest.raises(ValueError, match=r"\['l9h9'\] are not components"):
         plot_loadings(components, highlighted=["l9h9"])
+
+
+def test_names_with_room_stand_beside_their_points_and_lines_lead_to_others():
+    axes = new_figure(5.0, 5.0).subplots()
+    lone = np.stack(np.meshgrid(np.linspace(0.1, 0.8, 4), np.linspace(0.3, 0.9, 4)), -1)
+    crowd = np.full((10, 2), 0.05) + np.linspace(0, 0.01, 10)[:, None]
+    points = np.concatenate([lone.reshape(-1, 2) + 1e-3 * np.pi, crowd])
+    names = [f"n{number}" for number in range(len(points))]
+    place_names(axes, points, names, [INK] * len(points))
+    offsets = np.array([text.xyann for text in axes.texts])
+    assert len(offsets) == 26
+    np.testing.assert_allclose(offsets[:16, 1], 0, atol=1e-6)
+    assert (offsets[:16, 0] > 0).all()
+    has_line = np.array([text.arrow_patch is not None for text in axes.texts])
+    assert not has_line[:16].any()
+    assert has_line[16:].any()
 
 
 def test_embedding_gives_each_token_its_first_group():

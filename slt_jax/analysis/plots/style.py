@@ -32,6 +32,9 @@ GROUP_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
+_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+_LEADER = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 2}
+
 DIVERGING = "RdBu_r"
 SEQUENTIAL = "viridis"
 
@@ -90,8 +93,8 @@ def place_names(
     """Write a name beside every point, on the side where it covers the least.
 
     The names are placed one after the other in the middle of the eight directions around their
-    point that overlaps least with points and with names already placed. Limits of the axes must
-    be final.
+    point that overlaps least with points and with names already placed. A line leads to a name
+    that has to stand farther off. Limits of the axes must be final.
     """
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
@@ -109,7 +112,9 @@ def place_names(
             + 4 * (width * height - _overlap(box, frame))
             for box in candidates
         ]
-        best = candidates[int(np.argmin(costs))]
+        # Rounding must not decide between places that are equally free: the first is the nearest.
+        chosen = int(np.argmin(np.round(costs, 3)))
+        best = candidates[chosen]
         boxes.append(best)
         x, y = (best[:2] + best[2:]) / 2
         offset = ((x - spots[number][0]) / unit, (y - spots[number][1]) / unit)
@@ -122,17 +127,17 @@ def place_names(
             va="center",
             fontsize=size,
             color=colors[number],
+            arrowprops=None if chosen < len(_SIDES) else _LEADER,
         )
 
 
 def _candidates(
     spot: Float[np.ndarray, "2"], width: float, height: float, gap: float
 ) -> list[Float[np.ndarray, "4"]]:
-    sides = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
     boxes = []
     # Farther away where there is no room nearby: of equals the first is taken.
     for distance in (gap, 3 * gap):
-        for right, up in sides:
+        for right, up in _SIDES:
             x = spot[0] + right * (distance + width / 2)
             y = spot[1] + up * (distance + height / 2)
             boxes.append(np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2]))
