@@ -44,7 +44,8 @@ def of_the_model(llc: slt.LLCResult) -> str:
     head = f"The learning coefficient of the model is {with_error(llc.mean, llc.standard_error)}"
     if math.isfinite(llc.control):
         share, error = 100 * llc.signal, 100 * llc.signal_error
-        held = f"the data hold the weights back by {share:.0f} ± {error:.0f} %"
+        told = with_error(share, error) if error < 0.5 else f"{share:.0f} ± {error:.0f}"
+        held = f"the data hold the weights back by {told} %"
         if not share > 2 * error:
             held = "so that the data are not seen to hold the weights back"
         head += (

@@ -142,3 +142,11 @@ def test_pictures_and_report_are_made_where_sizes_are_unknown(output):
     assert page.count("data:image/png;base64,") == 5
     assert f"Token by token: {best}" not in page
     assert page.count('class="missing"') <= 1 + 3
+
+
+def test_a_small_error_of_the_share_is_not_rounded_to_zero(output):
+    llc = slt.load(output / "llc.zarr")
+    for error, told in ((0.004, "28.20 ± 0.40 %"), (0.012, "28 ± 1 %")):
+        own = dataclasses.replace(llc, control=1.0, control_error=0.1, signal=0.282)
+        own = dataclasses.replace(own, signal_error=error)
+        assert told in reading.of_the_model(own)
