@@ -13,11 +13,11 @@ import numpy as np
 
 from slt_jax._tree import is_array
 from slt_jax.fingerprint import digest_of_data, name_of
-from slt_jax.persistence import Identity
+from slt_jax.persistence import PLACE, Identity
 from slt_jax.run import Run
 
 _VERSIONS = ("slt_jax", "jax", "python", "device")
-_APART = ("fingerprint", "weights", "store")
+_APART = ("fingerprint", "weights", *PLACE)
 
 
 def identity_of(run: Run) -> Identity:

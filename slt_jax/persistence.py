@@ -67,13 +67,44 @@ class Layout(NamedTuple):
     num_steps_bw_draws: int
 
 
+class Place(NamedTuple):
+    """Where a run is kept and what was found there, plain text for metadata and for printing.
+
+    ``use`` is ``"sampled"``, ``"reused"`` or the like, which may be counted over several runs;
+    ``note`` is what else there is to say of it.
+
+    >>> str(Place("runs/llc", "reused", "complete since noon"))
+    'runs/llc: reused, complete since noon'
+    >>> Place("runs/llc").metadata
+    {'store': 'runs/llc', 'store_use': 'sampled', 'store_note': ''}
+    """
+
+    path: str
+    use: str = "sampled"
+    note: str = ""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The entries of a run's metadata."""
+        return dict(zip(PLACE, self, strict=True))
+
+    def __str__(self) -> str:
+        if self.use == "sampled":
+            return self.path
+        return f"{self.path}: {self.use}" + (f", {self.note}" if self.note else "")
+
+
+PLACE = ("store", "store_use", "store_note")
+"""The entries of metadata that say where a run is kept, and not what it is."""
+
+
 @runtime_checkable
 class Recording(Protocol):
     """One run being kept."""
 
     @property
-    def remark(self) -> str:
-        """What was found in the place, for the printed form; empty for nothing."""
+    def place(self) -> Place:
+        """Where the run is kept, and what was found there."""
         ...
 
     @property

@@ -66,6 +66,19 @@ def keep(store: AbstractStore | None, result: Any) -> Any:
     return result
 
 
+@contextlib.contextmanager
+def surviving(run: Run) -> Iterator[None]:
+    """Hand a run to the user if what is made of it cannot be written.
+
+    Raises:
+        NotStored: with the run, instead of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise NotStored(f"{error}. The run is not lost: error.run", run) from error
+
+
 class Recorder:
     """Hands a run in progress to a store after every chunk; without a store it does nothing."""
 
@@ -109,7 +122,7 @@ class Recorder:
             if ledger.step != self._saved_step:
                 self._save(self.recording, ledger, carry)
             self.recording.complete(ended_early=ledger.step < run.settings.num_steps)
-        noted = dict(run.metadata) | {"store": self.recording.remark}
+        noted = dict(run.metadata) | self.recording.place.metadata
         return dataclasses.replace(run, metadata=noted)
 
     def _save(self, recording: Recording, ledger: "Ledger", carry: Carry) -> None:

@@ -14,7 +14,7 @@ from slt_jax.carry import Carry, Rows
 from slt_jax.data import Batches
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.observables import AbstractObservable, Positions
-from slt_jax.persistence import AbstractStore
+from slt_jax.persistence import PLACE, AbstractStore, Place
 from slt_jax.posterior import LocalPosterior
 from slt_jax.restriction import Restriction
 from slt_jax.statistics import Estimate, host_rows
@@ -274,7 +274,7 @@ class Run:
 
 def kept_in(metadata: Mapping[str, Any]) -> str:
     """Say where a run is kept, and whether it was read from there instead of being sampled."""
-    return f"\n  kept in {metadata['store']}" if "store" in metadata else ""
+    return f"\n  kept in {_place(metadata)}" if "store" in metadata else ""
 
 
 def kept_together(runs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -283,18 +283,22 @@ def kept_together(runs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     Args:
         runs: the metadata of the runs.
 
-    >>> kept_together([{"store": "a: reused, complete since noon"}, {"store": "b"}, {"store": "c"}])
-    {'store': '3 stores: 1 reused, 2 sampled'}
+    >>> places = Place("a: b", "reused", "complete since noon"), Place("c"), Place("d")
+    >>> kept_in(kept_together(place.metadata for place in places)).strip()
+    'kept in 3 stores: 1 reused, 2 sampled'
     >>> kept_together([{}])
     {}
     """
-    notes = list(dict.fromkeys(told["store"] for told in runs if "store" in told))
-    if not notes:
+    places = dict.fromkeys(_place(told) for told in runs if "store" in told)
+    if not places:
         return {}
-    remarks = [note.rpartition(": ")[2] if ": " in note else "sampled" for note in notes]
-    counts = Counter(remark.partition(", complete")[0].partition(";")[0] for remark in remarks)
-    told = ", ".join(f"{count} {remark}" for remark, count in counts.items())
-    return {"store": f"{len(notes)} stores: {told}"}
+    counts = Counter(place.use for place in places)
+    uses = ", ".join(f"{count} {use}" for use, count in counts.items())
+    return Place(f"{len(places)} stores", uses).metadata
+
+
+def _place(metadata: Mapping[str, Any]) -> Place:
+    return Place(*(metadata[name] for name in PLACE))
 
 
 def _dataset(arrays: dict[str, np.ndarray]) -> Any:

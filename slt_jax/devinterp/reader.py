@@ -21,6 +21,7 @@ from slt_jax.estimators.two_chains import OBSERVABLE
 from slt_jax.kernels import Info, rms, sgld
 from slt_jax.kernels.sgld import Sgld
 from slt_jax.observables import LossValues
+from slt_jax.persistence import Place
 from slt_jax.posterior import LocalPosterior
 from slt_jax.preparation import describe
 from slt_jax.restriction import Restriction
@@ -30,8 +31,7 @@ from slt_jax.storage.devinterp import Samples, identifier, read_samples
 from slt_jax.survey import Survey
 
 _NOTE = (
-    "read from samples of devinterp; the gap is the minibatch loss minus L(w*), unpaired, on "
-    "minibatches in one order over and over"
+    "the gap is the minibatch loss minus L(w*), unpaired, on minibatches in one order over and over"
 )
 
 
@@ -286,8 +286,7 @@ def _metadata(
         "key": f"devinterp {own['init_seed']}",
         "fingerprint": hashlib.blake2b(content, digest_size=8).hexdigest(),
         "sampler": "devinterp 2",
-        "store": f"{os.fspath(path)}: {_NOTE}",
-    }
+    } | Place(os.fspath(path), "read from samples of devinterp", _NOTE).metadata
 
 
 def _warn(own: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from slt_jax.estimators.trace_size import announce_traces, check_num_draws
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.observables import AbstractObservable
 from slt_jax.posterior import LocalPosterior
-from slt_jax.recording import keep
+from slt_jax.recording import keep, surviving
 from slt_jax.run import Run, SampleOptions
 from slt_jax.sampling import sample
 from slt_jax.statistics import Trace
@@ -86,6 +86,7 @@ def bif(
         ChainsDiverged: chains became non-finite and ``drop_diverged`` is not set.
         TypeError, ValueError: see ``slt.sample``; examples that the loss does not take.
         OSError: no room for the matrices on the disk of ``out``, before sampling.
+        NotStored: no room for them any more; ``error.run`` is what was sampled.
 
     >>> import jax, jax.numpy as jnp
     >>> def loss(params, x):
@@ -107,14 +108,15 @@ def bif(
     add_observables(options, own, "bif")
     announce_traces(posterior, batches, own, options, out)
     run = sample(posterior, kernel, batches, key, **options)
-    result = bif_from(
-        run,
-        normalize=normalize,
-        per_token=per_token,
-        drop_diverged=drop_diverged,
-        out=out,
-        block_size=block_size,
-    )
+    with surviving(run):
+        result = bif_from(
+            run,
+            normalize=normalize,
+            per_token=per_token,
+            drop_diverged=drop_diverged,
+            out=out,
+            block_size=block_size,
+        )
     # Matrices that go to a folder of their own are not written a second time.
     return keep(options.get("store") if out is None else None, result)
 

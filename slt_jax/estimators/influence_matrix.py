@@ -1,6 +1,7 @@
 """Influence matrices block by block: memory for two blocks of traces, whatever the size."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -153,10 +154,27 @@ def _allocate(shape: tuple[int, int], out: Path | None) -> CrossCovariance:
     if out is None:
         return CrossCovariance(*(np.empty(shape, np.float32) for _ in CrossCovariance._fields))
     out.mkdir(parents=True, exist_ok=True)
-    files = (out / f"{name}.npy" for name in CrossCovariance._fields)
-    return CrossCovariance(
-        *(np.lib.format.open_memmap(file, "w+", np.float32, shape) for file in files)
-    )
+    return CrossCovariance(*(_map(out / f"{name}.npy", shape) for name in CrossCovariance._fields))
+
+
+def _map(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """Make a file of a matrix, with room on the disk for all of it.
+
+    Raises:
+        OSError: there is none. Without asking for it first, a write to the map would end the
+            process, and what was sampled with it.
+    """
+    matrix = np.lib.format.open_memmap(path, "w+", np.float32, shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                path.unlink()
+                raise OSError(
+                    error.errno, f"{path.parent} has no room for the matrices ({error})"
+                ) from error
+    return matrix
 
 
 def _write(

@@ -17,7 +17,7 @@ from slt_jax.estimators.trace_size import announce_traces
 from slt_jax.estimators.verdict import Verdict
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.posterior import LocalPosterior
-from slt_jax.recording import keep
+from slt_jax.recording import keep, surviving
 from slt_jax.run import Run, SampleOptions, kept_in
 from slt_jax.sampling import sample
 from slt_jax.validation import check_arguments, check_loss
@@ -212,14 +212,15 @@ def loss_kernel(
     add_observables(options, own, "loss_kernel")
     announce_traces(posterior, batches, own, options, out)
     run = sample(posterior, kernel, batches, key, **options)
-    result = loss_kernel_from(
-        run,
-        normalize=normalize,
-        per_token=per_token,
-        drop_diverged=drop_diverged,
-        out=out,
-        block_size=block_size,
-    )
+    with surviving(run):
+        result = loss_kernel_from(
+            run,
+            normalize=normalize,
+            per_token=per_token,
+            drop_diverged=drop_diverged,
+            out=out,
+            block_size=block_size,
+        )
     return keep(options.get("store") if out is None else None, result)
 
 

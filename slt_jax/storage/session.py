@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from slt_jax.persistence import Identity, Layout, Saved, StoreDamaged, StoreMismatch
+from slt_jax.persistence import Identity, Layout, Place, Saved, StoreDamaged, StoreMismatch
 from slt_jax.storage.checkpoints import Checkpoint, Checkpoints
 from slt_jax.storage.files import writing
 from slt_jax.storage.root import Root, now
@@ -43,7 +43,7 @@ class Session:
         self.notice = notice
         self.checkpoints = Checkpoints(root.path / "checkpoints")
         self.interval_steps = self.interval_seconds = math.inf
-        self.remark = str(root.path)
+        self.place = Place(str(root.path))
         self._log: SeriesLog
         self._waiting: list[Mapping[str, np.ndarray]] = []
         self._is_writing = False
@@ -92,9 +92,8 @@ class Session:
 
     def _saved(self, checkpoint: Checkpoint, series: Any, held: Mapping[str, Any]) -> Saved:
         self._saved_step = checkpoint.step
-        self.remark += f": resumed at step {checkpoint.step}"
-        if self.checkpoints.has_damaged:
-            self.remark += ", the checkpoint after it being damaged"
+        note = "the checkpoint after it being damaged" if self.checkpoints.has_damaged else ""
+        self.place = Place(self.place.path, f"resumed at step {checkpoint.step}", note)
         ended_early = held["ended_early"] and held["step"] == checkpoint.step
         return Saved(checkpoint.step, ended_early, checkpoint.arrays, series)
 
@@ -135,10 +134,9 @@ class Session:
             with writing(self.root.path, self._remains):
                 self.root.update(completed=True, ended_early=ended_early, completed_at=now())
             return
-        self.remark = (
-            f"{self.root.path}: reused, complete since {held['completed_at']}; nothing was sampled"
-        )
-        warnings.warn(f"store {self.remark}", stacklevel=2)
+        note = f"complete since {held['completed_at']}; nothing was sampled"
+        self.place = Place(self.place.path, "reused", note)
+        warnings.warn(f"store {self.place}", stacklevel=2)
 
     def stop(self) -> None:
         """End the process as it was asked to, saying how to go on.

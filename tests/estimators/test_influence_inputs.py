@@ -1,7 +1,9 @@
 """Influence of masked tokens, of runs that went wrong, and what users get wrong."""
 
 import dataclasses
+import errno
 import functools
+import os
 import shutil
 from collections import namedtuple
 from typing import Any
@@ -232,6 +234,10 @@ def bif(**arguments):
     )
 
 
+def loss_kernel(**arguments):
+    return slt.loss_kernel(POSTERIOR, KERNEL, BATCHES, jax.random.key(0), **(OPTIONS | arguments))
+
+
 def test_examples_of_another_shape_are_refused_before_sampling():
     with pytest.raises(ValueError, match=r"'query' cannot be evaluated.*float32\[5, 7\]"):
         bif(query=(np.ones((5, 7), np.float32), np.ones(5, np.float32)))
@@ -283,3 +289,19 @@ def test_size_is_shown_and_what_does_not_fit_is_refused(capsys, monkeypatch, tmp
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(100))
     with pytest.raises(OSError, match="the matrices take"):
         bif(out=tmp_path / "not" / "there")
+
+
+def test_a_disk_that_is_full_by_then_costs_no_draw(monkeypatch, tmp_path):
+    """Room is asked for before the first entry is written: a map without it kills the process."""
+
+    def full(file, first, size):
+        assert size > 48 * 12 * 4
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    for name, estimate in (("influence", bif), ("loss_kernel", loss_kernel)):
+        monkeypatch.setattr(f"slt_jax.estimators.{name}.sample", lambda *_, **__: run())
+        with pytest.raises(slt.NotStored, match=r"no room for the matrices.*error\.run") as caught:
+            estimate(out=tmp_path)
+        assert caught.value.run is run()
+        assert list(tmp_path.iterdir()) == []

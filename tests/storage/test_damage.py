@@ -48,7 +48,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(left, whole, damage):
     with pytest.warns(UserWarning, match="checkpoint at step 24 .* is damaged .* the one before"):
         run = sample_again(left)
     assert_same(numbers(run), whole)
-    assert run.metadata["store"].endswith("step 16, the checkpoint after it being damaged")
+    assert str(run).endswith("resumed at step 16, the checkpoint after it being damaged")
     assert not list((left.path / "checkpoints").glob("damaged-*"))
 
 

@@ -16,7 +16,10 @@ from slt_jax.fingerprint import digest_of_data
 from slt_jax.identity import describe
 from tests.helpers import (
     BATCH_SIZE,
+    BATCHES,
     DATA,
+    KERNEL,
+    KEY,
     OBSERVABLES,
     PARAMS,
     PROBE,
@@ -55,6 +58,16 @@ OTHERS = {
 def test_a_call_that_differs_is_refused_and_told_in_what(complete, other, named):
     with pytest.raises(slt.StoreMismatch, match=f"was made with .*{named}"):
         sample(store=complete, progress=False, **other)
+    assert complete.status.startswith("complete: 30 draws")
+
+
+@pytest.mark.parametrize("estimator", [slt.llc, slt.bif, slt.loss_kernel])
+def test_every_estimator_refuses_the_store_of_another_model(complete, estimator):
+    options = {"num_draws": 30, "num_burnin_steps": 10, "progress": False, "store": complete}
+    own = {"query": PROBE} if estimator is slt.bif else {}
+    posterior = make_posterior(params=SHIFTED)
+    with pytest.raises(slt.StoreMismatch, match=r"was made with .*other weights"):
+        estimator(posterior, KERNEL, BATCHES, KEY, **options, **own)
     assert complete.status.startswith("complete: 30 draws")
 
 

@@ -5,11 +5,13 @@ import dataclasses
 import warnings
 
 import jax
+import numpy as np
 import pytest
 
 import slt_jax as slt
+from slt_jax.persistence import PLACE
 from slt_jax.storage.session import Session
-from tests.helpers import BATCHES, DATA, KERNEL, KEY, POSTERIOR, head
+from tests.helpers import BATCHES, DATA, KERNEL, KEY, PARAMS, POSTERIOR, head, make_posterior
 from tests.storage.interruption import Interruption
 
 OPTIONS = {
@@ -70,7 +72,7 @@ def again(estimate, store, **options):
 
 def without_store(result):
     """The same result, not saying where its runs are."""
-    told = {name: value for name, value in result.metadata.items() if name != "store"}
+    told = {name: value for name, value in result.metadata.items() if name not in PLACE}
     coarser = {}
     if isinstance(result, slt.Susceptibilities):
         coarser = {"coarser": {kind: without_store(one) for kind, one in result.coarser.items()}}
@@ -108,6 +110,9 @@ def test_a_complete_one_is_read_back_and_says_so(whole, tmp_path, kind):
     colder = slt.LocalPosterior(POSTERIOR.loss_fn, POSTERIOR.params, n_beta=21.0, localization=50.0)
     with pytest.raises(slt.StoreMismatch, match=r"made with n_beta 20\.0, not 21\.0"):
         estimate(store, posterior=colder)
+    moved = {name: leaf + np.float32(1e-6) for name, leaf in PARAMS.items()}
+    with pytest.raises(slt.StoreMismatch, match="made with other weights"):
+        estimate(store, posterior=make_posterior(params=moved))
     assert slt.load(tmp_path) == second
 
 
