@@ -3,12 +3,8 @@
 import argparse
 from pathlib import Path
 
-import jax
-
 import slt_jax as slt
 from slt_jax.commands import common
-
-_FORMATS = (".nc",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="correlations instead of covariances",
     )
     add("--top", type=common.count, default=5, metavar="N", help="shown per query")
-    add("--store", type=Path, metavar="DIR", help="keep the run here; the same command goes on")
-    add("--out", type=Path, metavar="FILE", help="write the results, as .nc (NetCDF)")
+    common.add_result_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ImportError, OSError, TypeError, ValueError: arguments or files that do not work.
     """
-    common.check_output(arguments.out, _FORMATS)
+    common.check_output(arguments.out)
     model = common.load_model(arguments)
     restriction = model.components[arguments.component]
     dataset = common.load_data(model, arguments.data, arguments)
@@ -60,10 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = common.chains_of(arguments) | common.store_of(arguments)
     try:
         influence = slt.bif(
-            common.posterior_of(model, restriction, dataset, arguments),
-            common.kernel_of(arguments),
-            common.batches_of(dataset, arguments),
-            jax.random.key(arguments.seed),
+            *common.problem_of(model, restriction, dataset, arguments),
             query=common.probe_of(query),
             train=None if train is None else common.probe_of(train),
             normalize=arguments.normalize,

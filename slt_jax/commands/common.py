@@ -1,9 +1,10 @@
 """What the subcommands share that sample around a checkpoint: its options, model, data, kernel."""
 
 import argparse
+import contextlib
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,13 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_result_arguments(parser: argparse.ArgumentParser, formats: str = ".nc (NetCDF)") -> None:
+    """Declare where the runs are kept and the results are written, in which formats."""
+    add = parser.add_argument
+    add("--store", type=Path, metavar="DIR", help="keep the run here; the same command goes on")
+    add("--out", type=Path, metavar="FILE", help=f"write the results, as {formats}")
+
+
 def load_model(arguments: argparse.Namespace) -> Model:
     """Load the checkpoint that the options name."""
     return slt.models.from_hf(arguments.model, revision=arguments.revision, dtype=arguments.dtype)
@@ -74,29 +82,28 @@ def load_data(model: Model, path: Path, arguments: argparse.Namespace) -> Any:
     )
 
 
-def posterior_of(
+def problem_of(
     model: Model, restriction: slt.Restriction, dataset: Any, arguments: argparse.Namespace
-) -> slt.LocalPosterior:
-    """Give the posterior that the options describe, nβ by the number of sequences if not given."""
-    n_beta = arguments.n_beta
-    return slt.LocalPosterior(
+) -> tuple[slt.LocalPosterior, slt.AbstractKernel, slt.Batches, jax.Array]:
+    """Give what every estimator takes first, as the options describe it.
+
+    nβ is by the number of sequences if it is not given, a batch 32 of them or all.
+    """
+    size, n_beta = count_rows(dataset), arguments.n_beta
+    posterior = slt.LocalPosterior(
         model.loss_fn,
         model.params,
-        slt.default_n_beta(count_rows(dataset)) if n_beta is None else n_beta,
+        slt.default_n_beta(size) if n_beta is None else n_beta,
         arguments.localization,
         restriction,
     )
-
-
-def kernel_of(arguments: argparse.Namespace) -> slt.AbstractKernel:
-    """Give the sampler that the options describe."""
     preconditioner = _PRECONDITIONERS[arguments.preconditioner]()
-    return slt.sgld(arguments.step_size, preconditioner=preconditioner)
-
-
-def batches_of(dataset: Any, arguments: argparse.Namespace) -> slt.Batches:
-    """Give minibatches of the size asked for, 32 or all if it is not."""
-    return slt.Batches(dataset, arguments.batch_size or min(32, count_rows(dataset)))
+    return (
+        posterior,
+        slt.sgld(arguments.step_size, preconditioner=preconditioner),
+        slt.Batches(dataset, arguments.batch_size or min(32, size)),
+        jax.random.key(arguments.seed),
+    )
 
 
 def chains_of(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -115,7 +122,7 @@ def count_rows(dataset: Any) -> int:
     return len(jax.tree.leaves(dataset)[0])
 
 
-def check_output(path: Path | None, formats: Iterable[str]) -> None:
+def check_output(path: Path | None, formats: Iterable[str] = (".nc",)) -> None:
     """Raise ValueError or FileNotFoundError unless results can be written to this file."""
     if path is None:
         return
@@ -152,9 +159,17 @@ def probe_of(dataset: Any) -> slt.Probe:
     return slt.Probe(dataset, batch_size=min(32, count_rows(dataset)))
 
 
-def store_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Give the store as an option of ``slt.sample``, if one is asked for."""
-    return {} if arguments.store is None else {"store": slt.Store(arguments.store)}
+def store_of(arguments: argparse.Namespace, name: str | None = None) -> dict[str, Any]:
+    """Give the store as an option of ``slt.sample``, if one is asked for.
+
+    Args:
+        arguments: what was asked for.
+        name: of one of several runs, each with a place of its own; None if there is one.
+    """
+    if arguments.store is None:
+        return {}
+    store = slt.Store(arguments.store)
+    return {"store": store if name is None else store.within(name)}
 
 
 def report_divergence(command: str, error: slt.ChainsDiverged) -> int:
@@ -163,8 +178,28 @@ def report_divergence(command: str, error: slt.ChainsDiverged) -> int:
     return 1
 
 
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Give a place for a file that takes its own place once it is whole, and say that it did.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        yield partial
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # some libraries for NetCDF raise the latter
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} could not be written, and what was there before still is ({error}). With "
+            "--store the same command reads its runs back and writes them without sampling anew"
+        ) from error
+    print(f"Results: {path}")
+
+
 def write_dataset(path: Path, dataset: Any, arguments: argparse.Namespace) -> None:
     """Write an ``xarray.Dataset`` with what was asked for in its attributes."""
     asked = {f"option_{name}": str(value) for name, value in plain_settings(arguments).items()}
-    dataset.assign_attrs(asked).to_netcdf(path)
-    print(f"Results: {path}")
+    with written(path) as place:
+        dataset.assign_attrs(asked).to_netcdf(place)

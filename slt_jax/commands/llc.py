@@ -6,8 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-
 import slt_jax as slt
 from slt_jax.commands import common
 
@@ -25,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights that move, such as l0h1, 'l0 mlp' or embed; may be repeated (default: full)",
     )
     common.add_sampling_arguments(parser)
-    add("--out", type=Path, metavar="FILE", help="write the results, as .json or .nc (NetCDF)")
+    common.add_result_arguments(parser, ".json or .nc (NetCDF)")
     add(
         "--surroundings",
         action=argparse.BooleanOptionalAction,
@@ -53,20 +51,18 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{name}: {restriction.num_params:,} weights, {num_rows:,} sequences")
         try:
             results[name] = slt.llc(
-                common.posterior_of(model, restriction, dataset, arguments),
-                common.kernel_of(arguments),
-                common.batches_of(dataset, arguments),
-                jax.random.key(arguments.seed),
+                *common.problem_of(model, restriction, dataset, arguments),
                 surroundings=arguments.surroundings,
                 **common.chains_of(arguments),
+                **common.store_of(arguments, name),
             )
         except slt.ChainsDiverged as error:
             print(f"slt-jax llc: {name}: {error}", file=sys.stderr)
         else:
             print(results[name], flush=True)
     if arguments.out is not None and results:
-        write_results(arguments.out, results, common.plain_settings(arguments))
-        print(f"Results: {arguments.out}")
+        with common.written(arguments.out) as place:
+            write_results(place, results, common.plain_settings(arguments))
     return int(len(results) < len(components))
 
 

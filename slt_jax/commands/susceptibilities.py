@@ -5,13 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
-
 import slt_jax as slt
 from slt_jax.commands import common
 from slt_jax.models import Model
-
-_FORMATS = (".nc",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="measure the same without data as well",
     )
-    add("--store", type=Path, metavar="DIR", help="keep the run here; the same command goes on")
-    add("--out", type=Path, metavar="FILE", help="write the results, as .nc (NetCDF)")
+    common.add_result_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ImportError, OSError, TypeError, ValueError: arguments or files that do not work.
     """
-    common.check_output(arguments.out, _FORMATS)
+    common.check_output(arguments.out)
     model = common.load_model(arguments)
     components = _components(model, arguments.component)
     dataset = common.load_data(model, arguments.data, arguments)
@@ -69,10 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = common.chains_of(arguments) | common.store_of(arguments)
     try:
         chi = slt.susceptibilities(
-            common.posterior_of(model, model.components["full"], dataset, arguments),
-            common.kernel_of(arguments),
-            common.batches_of(dataset, arguments),
-            jax.random.key(arguments.seed),
+            *common.problem_of(model, model.components["full"], dataset, arguments),
             components=components,
             probes={name: common.probe_of(probe) for name, probe in probes.items()},
             num_full_draws=arguments.full_draws,

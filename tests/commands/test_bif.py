@@ -22,6 +22,8 @@ def files(tmp_path_factory):
     np.save(folder / "ids.npy", ids)
     np.save(folder / "query.npy", ids[:2])
     np.save(folder / "train.npy", ids[2:5])
+    np.save(folder / "long.npy", np.zeros((2, 41), int))
+    np.save(folder / "foreign.npy", np.full((2, 6), 53))
     return folder
 
 
@@ -82,8 +84,13 @@ def test_influences_of_tokens_are_those_of_the_library(files, tmp_path, capsys):
         (["--query", "missing.npy"], "missing.npy"),
         (["--draws", "4"], "at least 8 measured draws per chain, got 4"),
         (["--component", "l9h9"], "layer 9 does not exist"),
+        (["--query", "long.npy"], "41 tokens do not fit the 40 that the model was made for"),
+        (["--train", "foreign.npy"], "input_ids 53 (sequence 0, position 0) is outside"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_sampled(files, words, said, capsys):
+def test_what_cannot_work_is_said_before_anything_is_sampled(
+    files, words, said, capsys, monkeypatch
+):
+    monkeypatch.chdir(files)
     assert bif(files, *words) == 2
     assert said in capsys.readouterr().err

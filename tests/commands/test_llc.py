@@ -62,6 +62,7 @@ def expected(model, problem):
 def test_every_component_is_estimated_printed_and_written(data, expected, tmp_path, capsys):
     heads = [word for name in expected for word in ("--component", name)]
     words = ["--model", MODEL, "--data", data, "--dtype", "float32", *heads, *OPTIONS]
+    words += ["--store", tmp_path / "kept"]
     assert llc(*words, "--out", tmp_path / "out.json") == 0
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["settings"]["data"] == str(data)
@@ -73,6 +74,11 @@ def test_every_component_is_estimated_printed_and_written(data, expected, tmp_pa
             written["components"][name]["per_chain"], result.per_chain, rtol=1e-5
         )
         assert f"{name}: 1,048 weights, 8 sequences\n{str(result)[:12]}" in printed
+    with pytest.warns(UserWarning, match="reused, complete since"):
+        assert llc(*words) == 0
+    assert capsys.readouterr().out.count("reused, complete since") == len(expected)
+    assert llc(*words, "--n-beta", "6") == 2
+    assert "made with n_beta" in capsys.readouterr().err
 
 
 def test_a_head_reads_alone_what_it_reads_beside_the_others(model, problem, expected):

@@ -1,6 +1,7 @@
 """``slt-jax susceptibilities``: a checkpoint and files of token ids become a table and a file."""
 
 import contextlib
+import dataclasses
 import io
 
 import jax
@@ -25,6 +26,9 @@ def files(tmp_path_factory):
     ids = np.random.default_rng(0).integers(0, 50, (8, 6))
     np.save(folder / "ids.npy", ids)
     np.save(folder / "half.npy", ids[:4])
+    np.save(folder / "short.npy", ids[:4, :5])
+    np.save(folder / "long.npy", np.zeros((2, 41), int))
+    np.save(folder / "foreign.npy", np.full((2, 6), 53))
     return folder
 
 
@@ -87,9 +91,14 @@ def test_the_same_command_reads_what_it_kept(files, kept, capsys):
     assert capsys.readouterr().out == first.replace("sampled\n", "reused\n")
 
 
-def test_a_store_of_other_settings_is_refused(files, kept, capsys):
+def test_a_store_of_other_settings_or_weights_is_refused(files, kept, capsys, tmp_path):
     assert susceptibilities(files, *kept_words(files), "--n-beta", "6") == 2
     assert "n_beta" in capsys.readouterr().err
+    model = slt.models.from_hf(MODEL, dtype="float32")
+    moved = {name: leaf + np.float32(1e-3) for name, leaf in model.params.items()}
+    slt.models.save_hf(dataclasses.replace(model, params=moved), tmp_path / "other")
+    assert susceptibilities(files, *kept_words(files), "--model", tmp_path / "other") == 2
+    assert "other weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -100,8 +109,15 @@ def test_a_store_of_other_settings_is_refused(files, kept, capsys):
         (["--probe", "a=missing.npy"], "missing.npy"),
         (["--probe", "a=missing.npy", "--out", "chi.json"], "written as .nc"),
         (["--probe", "a=missing.npy", "--component", "l9h9"], "layer 9 does not exist"),
+        (["--probe", "a=long.npy"], "41 tokens do not fit the 40 that the model was made for"),
+        (["--probe", "a=foreign.npy"], "input_ids 53 (sequence 0, position 0) is outside"),
+        (["--probe", "a=short.npy", "--probe", "b=half.npy"], "must have examples of one shape"),
+        (["--probe", "a=half.npy", "--draws", "1"], "num_draws must be at least 2"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_sampled(files, words, said, capsys):
+def test_what_cannot_work_is_said_before_anything_is_sampled(
+    files, words, said, capsys, monkeypatch
+):
+    monkeypatch.chdir(files)
     assert susceptibilities(files, *words) == 2
     assert said in capsys.readouterr().err
