@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from slt_jax.estimators.trace_moments import MIN_BATCHES
-from slt_jax.estimators.verdict import MIN_TIMES, OK, Verdict
+from slt_jax.estimators.verdict import MIN_TIMES, OK, Verdict, diverged
 
 if TYPE_CHECKING:
     from slt_jax.estimators.influence_result import BIFResult
@@ -21,15 +21,7 @@ def findings(result: "BIFResult") -> tuple[Verdict, ...]:
 
 
 def _diverged(result: "BIFResult") -> Verdict | None:
-    dropped, total = result.num_dropped, result.num_dropped + result.num_chains
-    if dropped <= 0.05 * total:
-        return None
-    return Verdict(
-        "diverged",
-        f"{dropped} of {total} chains became non-finite and were dropped with their whole history; "
-        "those that stay finite are not a fair sample",
-        "Lower the step size or raise the localization until no chain is lost",
-    )
+    return diverged(result.num_dropped, result.num_dropped + result.num_chains)
 
 
 def _chains_disagree(result: "BIFResult") -> Verdict | None:

@@ -8,13 +8,12 @@ import numpy as np
 from scipy.stats import f
 
 from slt_jax.estimators.series import autocorrelation_time
-from slt_jax.estimators.verdict import OK, Verdict
+from slt_jax.estimators.verdict import MAX_DROPPED, OK, Verdict, chains_lost
 from slt_jax.run import Run
 
 MIN_BATCHES = 20
 MIN_TIMES = 5
 MIN_FULL = 4
-MAX_DROPPED = 0.05
 
 
 class Quality(NamedTuple):
@@ -88,12 +87,7 @@ def _diverged(lost: Lost) -> Verdict | None:
     if not lost.dropped:
         return None
     fair = lost.dropped <= MAX_DROPPED * lost.total
-    return Verdict(
-        "chains dropped" if fair else "diverged",
-        f"{lost.dropped} of {lost.total} chains became non-finite and were dropped with their "
-        "whole history; those that stay finite are not a fair sample",
-        "Lower the step size or raise the localization until no chain is lost",
-    )
+    return chains_lost("chains dropped" if fair else "diverged", *lost)
 
 
 def _too_short(full: Quality, components: Sequence[Quality]) -> Verdict | None:

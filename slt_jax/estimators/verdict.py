@@ -32,6 +32,7 @@ class Verdict:
 OK = Verdict("ok", "", "")
 
 MIN_TIMES = 20
+MAX_DROPPED = 0.05
 MIN_DRAWS = 40
 MAX_R_HAT = 1.05
 MAX_BIAS = 0.1
@@ -39,6 +40,21 @@ MAX_REMAINING = 0.1
 MIN_ACCEPTANCE = 0.5
 MAX_STIFFNESS, MAX_STABLE = 1.0, 3.0
 MAX_ACCEPTANCE_DIMENSION = 10_000
+
+
+def diverged(dropped: int, total: int) -> Verdict | None:
+    """Give the finding that more chains were dropped than may be overlooked, or None."""
+    return chains_lost("diverged", dropped, total) if dropped > MAX_DROPPED * total else None
+
+
+def chains_lost(name: str, dropped: int, total: int) -> Verdict:
+    """Give the finding that chains were dropped, under this name."""
+    return Verdict(
+        name,
+        f"{dropped} of {total} chains became non-finite and were dropped with their whole history; "
+        "those that stay finite are not a fair sample",
+        "Lower the step size or raise the localization until no chain is lost",
+    )
 
 
 def findings(result: "LLCResult") -> tuple[Verdict, ...]:
@@ -57,15 +73,7 @@ def findings(result: "LLCResult") -> tuple[Verdict, ...]:
 
 
 def _diverged(result: "LLCResult") -> Verdict | None:
-    dropped, total = result.num_dropped, result.num_dropped + result.num_chains
-    if dropped <= 0.05 * total:
-        return None
-    return Verdict(
-        "diverged",
-        f"{dropped} of {total} chains became non-finite and were dropped with their whole history; "
-        "those that stay finite are not a fair sample",
-        "Lower the step size or raise the localization until no chain is lost",
-    )
+    return diverged(result.num_dropped, result.num_dropped + result.num_chains)
 
 
 def _not_at_a_minimum(result: "LLCResult") -> Verdict | None:

@@ -56,6 +56,17 @@ def _head(name: str = "lm_head", *others: str) -> Views:
     }
 
 
+def _fused(stored: str, weight: str, bias: str, prefix: str) -> Views:
+    """Queries, keys and values, three equal parts of one linear map, cut where the * stands."""
+    views: Views = {}
+    for part, (leaf, head) in enumerate((("q", "h"), ("k", "g"), ("v", "g"))):
+        for suffix, kind, pattern in (("", "weight", weight), ("_b", "bias", bias)):
+            name = f"{stored}.{kind}"
+            places = prefix + name, name
+            views[f"attn.{leaf}{suffix}"] = TensorView(places, pattern.replace("h", head), 3, part)
+    return views
+
+
 def _llama(config: DecoderConfig) -> Views:
     """Llama's names, which Mistral, Qwen, Gemma 1 and OLMo share."""
     layer, prefix = "layers.{l}.", "model."
@@ -97,13 +108,7 @@ def _gpt2(config: DecoderConfig) -> Views:
     }
     views |= _norm(f"{layer}ln_1", "norm.attn", prefix) | _norm(f"{layer}ln_2", "norm.mlp", prefix)
     views |= _norm("ln_f", "final_norm", prefix) | _head()
-    for part, (leaf, head) in enumerate((("q", "h"), ("k", "g"), ("v", "g"))):
-        for suffix, kind, pattern in (
-            ("", "weight", f"d (* {head} k)"),
-            ("_b", "bias", f"(* {head} k)"),
-        ):
-            name = f"{layer}attn.c_attn.{kind}"
-            views[f"attn.{leaf}{suffix}"] = TensorView((prefix + name, name), pattern, 3, part)
+    views |= _fused(f"{layer}attn.c_attn", "d (* h k)", "(* h k)", prefix)
     return views
 
 
@@ -116,13 +121,7 @@ def _gpt_neox(config: DecoderConfig) -> Views:
     views |= _norm(f"{layer}input_layernorm", "norm.attn", prefix)
     views |= _norm(f"{layer}post_attention_layernorm", "norm.mlp", prefix)
     views |= _norm("final_layer_norm", "final_norm", prefix)
-    for part, (leaf, head) in enumerate((("q", "h"), ("k", "g"), ("v", "g"))):
-        for suffix, kind, pattern in (
-            ("", "weight", f"({head} * k) d"),
-            ("_b", "bias", f"({head} * k)"),
-        ):
-            name = f"{layer}attention.query_key_value.{kind}"
-            views[f"attn.{leaf}{suffix}"] = TensorView((prefix + name, name), pattern, 3, part)
+    views |= _fused(f"{layer}attention.query_key_value", "(h * k) d", "(h * k)", prefix)
     return views
 
 
