@@ -273,6 +273,9 @@ def test_runs_that_do_not_belong_together(made):
         slt.susceptibilities_from(full, dataclasses.replace(components, observables={}))
     with pytest.raises(ValueError, match="two runs have a component called 'block 0'"):
         slt.susceptibilities_from(full, [components, components], control=False)
+    single = {name: trace[..., :1] for name, trace in components.traces.items()}
+    with pytest.raises(ValueError, match="errors come from the scatter of draws: the run has 1"):
+        slt.susceptibilities_from(full, dataclasses.replace(components, traces=single))
     other = dataclasses.replace(components, metadata=components.metadata | {"n_beta": 1.0})
     with pytest.raises(ValueError, match=r"differ in .*'n_beta': \(40\.0, 1\.0\)"):
         slt.susceptibilities_from(full, other, control=False)
