@@ -1,6 +1,7 @@
 """Susceptibilities of all heads by slt_jax: one side of `susceptibilities_vs_devinterp.py`.
 
-The first call compiles, the second has another key and compiles nothing; both are timed.
+The first call compiles, or reads what is in JAX's cache on disk; the second has another key and
+compiles nothing. Each is timed.
 """
 
 import argparse
@@ -60,14 +61,16 @@ def estimate(
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure twice; write χ by data set and by token, with errors, beside the result."""
+    """Measure; write χ by data set and by token, with errors, beside the result."""
+    jax.config.update("jax_compilation_cache_dir", str(options.cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     model, data = load(options)
     seconds: list[float] = []
     monitoring.register_event_duration_secs_listener(
         lambda event, duration, **_: seconds.append(duration) if event == COMPILED else None
     )
     calls = []
-    for call in range(2):
+    for call in range(options.calls):
         compiled, load_average = len(seconds), os.getloadavg()
         wall, cpu = time.perf_counter(), time.process_time()
         chi = estimate(model, data, options, 2 * options.seed + call)
@@ -103,9 +106,9 @@ def main() -> None:
     """Read the command line, measure, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", choices=("map", "vmap"), required=True)
-    for name in ("folder", "out"):
+    for name in ("folder", "out", "cache"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    for name in ("chains", "draws", "burnin", "batch-size", "seed", "threads"):
+    for name in ("calls", "chains", "draws", "burnin", "batch-size", "seed", "threads"):
         parser.add_argument(f"--{name}", type=int, required=True)
     for name in ("step-size", "n-beta", "localization"):
         parser.add_argument(f"--{name}", type=float, required=True)
