@@ -154,26 +154,25 @@ def _allocate(shape: tuple[int, int], out: Path | None) -> CrossCovariance:
     if out is None:
         return CrossCovariance(*(np.empty(shape, np.float32) for _ in CrossCovariance._fields))
     out.mkdir(parents=True, exist_ok=True)
-    return CrossCovariance(*(_map(out / f"{name}.npy", shape) for name in CrossCovariance._fields))
+    files = [out / f"{name}.npy" for name in CrossCovariance._fields]
+    try:
+        return CrossCovariance(*(_map(file, shape) for file in files))
+    except OSError as error:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{out} has no room for the matrices ({error})") from error
 
 
 def _map(path: Path, shape: tuple[int, int]) -> np.ndarray:
     """Make a file of a matrix, with room on the disk for all of it.
 
-    Raises:
-        OSError: there is none. Without asking for it first, a write to the map would end the
-            process, and what was sampled with it.
+    Without asking for the room first, a write to a map of a full disk would end the process, and
+    what was sampled with it.
     """
     matrix = np.lib.format.open_memmap(path, "w+", np.float32, shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("r+b") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-            except OSError as error:
-                path.unlink()
-                raise OSError(
-                    error.errno, f"{path.parent} has no room for the matrices ({error})"
-                ) from error
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return matrix
 
 
