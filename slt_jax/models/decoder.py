@@ -6,12 +6,12 @@ one residual stream per layer are what the backward pass keeps.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 
 from slt_jax._types import Displacement
 from slt_jax.minibatch import Losses
@@ -23,19 +23,14 @@ from slt_jax.models.head_path import HeadStreams
 from slt_jax.models.layout import parameter_axes
 from slt_jax.models.norm import Norm
 from slt_jax.models.rope import rotate, rotation_angles
-from slt_jax.models.tokens import IGNORED_LABEL, check_batch, check_token_ids, token_arrays
+from slt_jax.models.tokens import (
+    Sequences,
+    check_batch,
+    check_token_ids,
+    predicted,
+    token_arrays,
+)
 from slt_jax.restriction import Restriction
-
-
-class Sequences(NamedTuple):
-    """What a layer needs to know of the sequences besides the residual stream.
-
-    ``angles`` are rotary angles ``[rope, pos, half]`` or None; ``is_key`` is False where nothing
-    may attend to, or None.
-    """
-
-    angles: Float32[Array, "rope pos half"] | None
-    is_key: Bool[Array, "batch pos"] | None
 
 
 class Decoder(eqx.Module):
@@ -172,24 +167,14 @@ class Decoder(eqx.Module):
         self, params: Mapping[str, Array], hidden: Array, batch: Any
     ) -> Float32[Array, "batch targets"] | Losses:
         """Give the losses from the residual stream after the last layer."""
-        ids, labels, mask = token_arrays(batch)
-        if ids.shape[1] < 2:
-            raise ValueError(
-                f"sequences of {ids.shape[1]} tokens predict nothing: the first token is only "
-                "read, so give at least 2"
-            )
-        hidden = hidden[:, :-1]
-        targets = (ids if labels is None else labels)[:, 1:]
-        counted = targets != IGNORED_LABEL
-        safe = targets if labels is None else jnp.where(counted, targets, 0)
+        targets, weights = predicted(batch)
         losses = token_losses(
-            lambda block: self.unembed(params, block), hidden, safe, self.config.vocab_size
+            lambda block: self.unembed(params, block),
+            hidden[:, :-1],
+            targets,
+            self.config.vocab_size,
         )
-        if labels is None and mask is None:
-            return losses
-        if mask is not None:
-            counted = counted & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
-        return Losses(losses, counted.astype(jnp.float32))
+        return losses if weights is None else Losses(losses, weights)
 
     def logits(
         self,

@@ -27,7 +27,8 @@ from slt_jax.models.layout import parameter_axes
 from slt_jax.restriction import Block, Restriction
 
 if TYPE_CHECKING:
-    from slt_jax.models.decoder import Decoder, Sequences
+    from slt_jax.models.decoder import Decoder
+    from slt_jax.models.tokens import Sequences
 
 ABOVE_LAYERS = ("final_norm", "final_norm_b", "unembed", "unembed_b")
 """Weights that come after the last layer."""

@@ -23,7 +23,8 @@ from slt_jax.models.layout import parameter_axes
 from slt_jax.restriction import Block, Restriction
 
 if TYPE_CHECKING:
-    from slt_jax.models.decoder import Decoder, Sequences
+    from slt_jax.models.decoder import Decoder
+    from slt_jax.models.tokens import Sequences
 
 _OF_HEADS = ("attn.q", "attn.k", "attn.v", "attn.o", "attn.q_b", "attn.k_b", "attn.v_b")
 

@@ -1,19 +1,30 @@
 """What a decoder reads: token ids, labels of the predicted ones, and where padding is."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float32
 
 from slt_jax._tree import on_device
 from slt_jax.models.config import DecoderConfig
 
 IGNORED_LABEL = -100
 """The label of a token that is not predicted."""
+
+
+class Sequences(NamedTuple):
+    """What a layer needs to know of the sequences besides the residual stream.
+
+    ``angles`` are rotary angles ``[rope, pos, half]`` or None; ``is_key`` is False where nothing
+    may attend to, or None.
+    """
+
+    angles: Float32[Array, "rope pos half"] | None
+    is_key: Bool[Array, "batch pos"] | None
 
 
 def token_arrays(batch: Any) -> tuple[Array, Array | None, Array | None]:
@@ -40,6 +51,35 @@ def token_arrays(batch: Any) -> tuple[Array, Array | None, Array | None]:
     if labels is not None and not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     return ids, labels, mask
+
+
+def predicted(batch: Any) -> tuple[Array, Array | None]:
+    """Give the tokens to predict, all but the first of every sequence, and their weights.
+
+    Args:
+        batch: as for the decoder.
+
+    Returns:
+        integers ``[batch, pos − 1]``, and float32 0 or 1 of that shape, or None if all count. Where
+        nothing is predicted stands a token all the same.
+
+    Raises:
+        ValueError: sequences of a single token.
+    """
+    ids, labels, mask = token_arrays(batch)
+    if ids.shape[1] < 2:
+        raise ValueError(
+            f"sequences of {ids.shape[1]} tokens predict nothing: the first token is only read, so "
+            "give at least 2"
+        )
+    targets = (ids if labels is None else labels)[:, 1:]
+    if labels is None and mask is None:
+        return targets, None
+    counted = targets != IGNORED_LABEL
+    safe = targets if labels is None else jnp.where(counted, targets, 0)
+    if mask is not None:
+        counted = counted & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
+    return safe, counted.astype(jnp.float32)
 
 
 def check_token_ids(ids: Array, config: DecoderConfig) -> None:
