@@ -75,7 +75,10 @@ def from_functions(
     Args:
         params: w*, pytree of floating-point arrays. Integers, PRNG keys and buffers belong inside
             the loss, as in ``equinox.Partial(loss, buffers)``.
-        loss_fn: ``loss_fn(params, batch) -> [batch, *pos]``, float32 nats, not reduced.
+        loss_fn: ``loss_fn(params, batch) -> [batch, *pos]``, float32 nats, not reduced. In it
+            ``table[ids]`` takes the last row for ids beyond a table, of tokens or of positions:
+            write ``jnp.take(table, ids, axis=0)``, whose NaN is found before sampling, or have such
+            examples refused by a method ``check_examples`` (see ``slt_jax.posterior.LossFn``).
         axes: path → names of the axes, such as ``{"attn.q": "l d h k"}``. With the names of
             ``slt.models.Components`` they give components by short names; None for none.
         components: restrictions with names of your own, or ready-made components; None for what
