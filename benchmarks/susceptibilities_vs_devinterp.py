@@ -2,6 +2,7 @@
 
     python benchmarks/susceptibilities_vs_devinterp.py --peer-python PATH/TO/VENV/bin/python
 
+Problems can be measured one at a time, by `--problems`; the result file keeps the others.
 `--peer-python` is the Python of an environment with devinterp==2.0.1, torch and transformers. Both
 sides get the same checkpoint, sampling data, probes, step size, nβ, γ, batch size, chains, burn-in
 and draws (the full chain too), and measure the loss on all sampling data and all probes at every
@@ -162,6 +163,20 @@ def told(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def earlier(out: Path, shared: dict[str, Any]) -> dict[str, Any]:
+    """Give the results of problems that an earlier run left in the file, with these settings."""
+    found = json.loads(out.read_text()) if out.exists() else {}
+    if any(found.get(name) != value for name, value in shared.items()):
+        return {}
+    same = (name for name, kept in found["problems"].items() if kept == json_of(PROBLEMS[name]))
+    return {name: found["raw"][name] for name in same}
+
+
+def json_of(value: Any) -> Any:
+    """Give a value as it is read back from a JSON file."""
+    return json.loads(json.dumps(value))
+
+
 def main() -> None:
     """Run the problems and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -174,20 +189,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=out)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    results = {}
+    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} processors"
+    shared = {"machine": machine, "threads": options.threads, "settings": SETTINGS}
+    results = earlier(options.out, shared)
     for problem in options.problems:
         with tempfile.TemporaryDirectory() as folder:
             results[problem] = measure(options, problem, Path(folder))
     summary = {problem: summarize(result) for problem, result in results.items()}
-    document = {
-        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} "
-        "processors used",
-        "threads": options.threads,
-        "settings": SETTINGS,
-        "problems": {problem: PROBLEMS[problem] for problem in options.problems},
-        "summary": summary,
-        "raw": results,
-    }
+    problems = {problem: PROBLEMS[problem] for problem in results}
+    document = {**shared, "problems": problems, "summary": summary, "raw": results}
     options.out.write_text(json.dumps(document, indent=1) + "\n")
     text = f"{table(summary)}\n\n{told(results)}\n"
     options.out.with_suffix(".md").write_text(text)
