@@ -205,12 +205,12 @@ class _Between:
         self.num_rows += int(np.sum(x.deviation > 0))
 
     def summary(self, num_chains: int, batches: Batching) -> dict[str, float]:
-        from scipy.stats import f
+        from scipy.special import fdtri
 
         if num_chains < 2 or not self.explained > 0:
             return dict.fromkeys(("between_share", "between_ratio", "between_limit"), math.nan)
         observed = self.observed / (num_chains - 1)
-        limit = f.isf(1e-3, num_chains - 1, num_chains * (batches.num_batches - 1))
+        limit = fdtri(num_chains - 1, num_chains * (batches.num_batches - 1), 1 - 1e-3)
         return {
             "between_share": (observed - self.explained) / self.num_rows,
             "between_ratio": observed / self.explained,

@@ -154,9 +154,9 @@ class LLCResult:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Give a confidence interval by Student's t with the result's degrees of freedom."""
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
-        width = float(t.ppf(0.5 + level / 2, self.degrees_of_freedom)) * self.standard_error
+        width = float(stdtrit(self.degrees_of_freedom, 0.5 + level / 2)) * self.standard_error
         return self.mean - width, self.mean + width
 
     def __sub__(self, other: "LLCResult") -> "LLCDifference":

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import f
+from scipy.special import fdtri
 
 from slt_jax.estimators.series import autocorrelation_time
 from slt_jax.estimators.verdict import MAX_DROPPED, OK, Verdict, chains_lost
@@ -112,7 +112,7 @@ def _chains_disagree(runs: Sequence[Quality]) -> Verdict | None:
         if one.num_batches < 2 or one.num_chains < 2:
             continue
         # All entries of a component may move together: no better than the spread of one of them.
-        limit = float(f.ppf(1 - 1e-3 / count, one.num_chains - 1, one.num_batches - 1))
+        limit = float(fdtri(one.num_chains - 1, one.num_batches - 1, 1 - 1e-3 / count))
         name = max(one.between, key=lambda component: one.between[component])
         if one.between[name] > limit:
             return Verdict(
