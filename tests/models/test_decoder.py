@@ -19,6 +19,7 @@ from slt_jax.models.layout import parameter_shapes
 from slt_jax.models.norm import Norm
 from slt_jax.models.rope import Rope
 from slt_jax.models.safetensors_reader import open_file
+from tests.models.drawn import weights_of
 from tests.models.references import FIXTURES, NAMES, reference
 
 LOGITS_TOLERANCE = 2e-5
@@ -37,15 +38,6 @@ TINY = DecoderConfig(
     ropes=(Rope(100.0, 4),),
     rope_of_layer=(0, 0),
 )
-
-
-def weights_of(config, seed=0):
-    """Gaussian weights of the size of a config."""
-    generator = np.random.default_rng(seed)
-    return {
-        name: jnp.asarray(0.3 * generator.standard_normal(leaf.shape), jnp.float32)
-        for name, leaf in parameter_shapes(config).items()
-    }
 
 
 def quick(fn):

@@ -8,16 +8,16 @@ import pytest
 import slt_jax as slt
 from slt_jax.flops import count_flops
 from slt_jax.grouping import groups
-from slt_jax.models.components import Components
 from slt_jax.models.config import DecoderConfig
 from slt_jax.models.decoder import Decoder
 from slt_jax.models.hf import from_hf, read_config
 from slt_jax.models.hf_weights import load_parameters
-from slt_jax.models.layout import parameter_axes, parameter_shapes
+from slt_jax.models.layout import parameter_shapes
 from slt_jax.models.norm import Norm
 from slt_jax.models.rope import Rope
 from slt_jax.models.safetensors_reader import open_file
 from tests.helpers import compiled_programs
+from tests.models.drawn import components_of, displacements, weights_of
 from tests.models.programs import equations_in, shapes_in
 from tests.models.references import FIXTURES, NAMES, reference
 
@@ -43,29 +43,6 @@ def config_of(num_layers, width=8, mlp_width=11):
         norm=Norm(1e-5),
         ropes=(Rope(100.0, 12),),
         rope_of_layer=(0,) * num_layers,
-    )
-
-
-def components_of(config):
-    axes = {name: " ".join(letters) for name, letters in parameter_axes(config).items()}
-    return Components(parameter_shapes(config), axes)
-
-
-def weights_of(config):
-    generator = np.random.default_rng(0)
-    return {
-        name: jnp.asarray(0.3 * generator.standard_normal(leaf.shape), jnp.float32)
-        for name, leaf in parameter_shapes(config).items()
-    }
-
-
-def displacements(restriction, rows=None, size=0.05):
-    """Gaussian displacements, for several rows if asked for."""
-    generator = np.random.default_rng(1)
-    lead = () if rows is None else (rows,)
-    return tuple(
-        jnp.asarray(size * generator.standard_normal((*lead, *block.size)), jnp.float32)
-        for block in restriction.blocks
     )
 
 

@@ -23,8 +23,9 @@ from slt_jax.models.decoder import Decoder
 from slt_jax.models.hf import decoder_model, from_hf
 from slt_jax.models.layout import parameter_shapes
 from slt_jax.models.splash_attention import SplashAttention, block_and_length
+from tests.models.drawn import weights_of
 from tests.models.references import FIXTURES
-from tests.models.test_decoder import QUICK, TINY, tokens, weights_of
+from tests.models.test_decoder import QUICK, TINY, tokens
 
 INTERPRETED = SplashAttention(block_size=128, interpret=True)
 LENGTH = 150  # two blocks, the second one filled up

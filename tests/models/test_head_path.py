@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from slt_jax.flops import count_flops
-from slt_jax.models.components import Components
 from slt_jax.models.config import DecoderConfig
 from slt_jax.models.decoder import Decoder
 from slt_jax.models.head_path import HeadStreams, moves_one_head
-from slt_jax.models.layout import parameter_axes, parameter_shapes
+from slt_jax.models.layout import parameter_shapes
 from slt_jax.models.norm import Norm
 from slt_jax.models.rope import Rope
 from slt_jax.posterior import LocalPosterior
 from slt_jax.preparation import _stack_components as stack_components
+from tests.models.drawn import components_of, displacements, weights_of
 
 QUICK = {"xla_backend_optimization_level": 0}
 SEQUENTIAL = DecoderConfig(
@@ -40,27 +40,6 @@ ARCHITECTURES = {
     "parallel, two norms": dataclasses.replace(SEQUENTIAL, parallel=True),
     "attention only": dataclasses.replace(SEQUENTIAL, mlp_width=0, norms=("attn",)),
 }
-
-
-def components_of(config):
-    axes = {name: " ".join(letters) for name, letters in parameter_axes(config).items()}
-    return Components(parameter_shapes(config), axes)
-
-
-def weights_of(config):
-    generator = np.random.default_rng(0)
-    return {
-        name: jnp.asarray(0.3 * generator.standard_normal(leaf.shape), jnp.float32)
-        for name, leaf in parameter_shapes(config).items()
-    }
-
-
-def displacement_of(restriction, size=0.05):
-    generator = np.random.default_rng(1)
-    return tuple(
-        jnp.asarray(size * generator.standard_normal(block.size), jnp.float32)
-        for block in restriction.blocks
-    )
 
 
 IDS = jnp.asarray(np.random.default_rng(2).integers(0, 13, (2, 7)), jnp.int32)
@@ -90,7 +69,7 @@ def assert_equal_to_the_whole_model(config, component):
     decoder, params = Decoder(config), weights_of(config)
     restriction = components_of(config)[component]
     assert moves_one_head(config, restriction)
-    displacement = displacement_of(restriction)
+    displacement = displacements(restriction)
     gradient, losses = by_the_head(decoder, params, restriction, displacement)
     expected, whole = by_the_whole_model(decoder, params, restriction, displacement)
     np.testing.assert_allclose(losses, whole, rtol=0, atol=4e-6)
