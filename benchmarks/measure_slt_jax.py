@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from peak_memory import peak_memory_bytes
 from problems import mlp_loss, transformer_loss
 
 import slt_jax as slt
@@ -51,12 +52,6 @@ def seed_record(
         "cpu_seconds": cpu,
         "chain_steps": options.chains * (options.burnin + options.draws),
     }
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident memory of this process so far, as the kernel counts it."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024
 
 
 def load_tree(path: Path) -> Any:

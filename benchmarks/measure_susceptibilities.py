@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import monitoring
-from measure_slt_jax import peak_memory_bytes
+from peak_memory import peak_memory_bytes
 
 import slt_jax as slt
 
@@ -55,13 +55,14 @@ def estimate(
         num_chains=options.chains,
         num_draws=options.draws,
         num_burnin_steps=options.burnin,
-        execution=slt.Execution(rows=options.rows),
+        execution=slt.Execution(rows=options.rows, layout=slt.Layout(chain=options.devices)),
         progress=False,
     )
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure; write χ by data set and by token, with errors, beside the result."""
+    jax.config.update("jax_num_cpu_devices", options.devices)
     jax.config.update("jax_compilation_cache_dir", str(options.cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     model, data = load(options)
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--rows", choices=("map", "vmap"), required=True)
     for name in ("folder", "out", "cache"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    for name in ("calls", "chains", "draws", "burnin", "batch-size", "seed", "threads"):
+    for name in ("calls", "chains", "draws", "burnin", "batch-size", "seed", "threads", "devices"):
         parser.add_argument(f"--{name}", type=int, required=True)
     for name in ("step-size", "n-beta", "localization"):
         parser.add_argument(f"--{name}", type=float, required=True)

@@ -28,6 +28,7 @@ from datasets import Dataset
 from devinterp.slt.lm_loss import compute_per_token_loss
 from devinterp.slt.susceptibilities import susceptibilities
 from devinterp.slt.weight_restrictions import create_param_masks
+from peak_memory import peak_memory_bytes
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 CONTEXT, VOCABULARY = 64, 256
@@ -142,12 +143,6 @@ def estimate(
 def torch_dataset(ids: np.ndarray) -> Dataset:
     """Give the one column that devinterp reads."""
     return Dataset.from_dict({"input_ids": ids}).with_format("torch")
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident memory of this process so far, as the kernel counts it."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024
 
 
 def main() -> None:

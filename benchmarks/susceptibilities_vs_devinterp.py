@@ -7,7 +7,8 @@ Problems can be measured one at a time, by `--problems`; the result file keeps t
 sides get the same checkpoint, sampling data, probes, step size, nβ, γ, batch size, chains, burn-in
 and draws (the full chain too), and measure the loss on all sampling data and all probes at every
 draw; in processes of their own on the same processors, by turns. slt_jax also gives errors; the
-control, which devinterp does not have, is off.
+control, which devinterp does not have, is off. It has a device of JAX per chain, as far as there
+are processors, and XLA's older and cheaper compiler of small operations (`COMPILER`).
 
 Seconds are those of the whole call: for slt_jax of the first one of a process, which compiles, of a
 second one, which does not, and of the first one of another process, which reads the programs that
@@ -43,6 +44,9 @@ PROBLEMS = {
         {"burnin": 5, "draws": 30},
     ),
 }
+# By default XLA compiles every small operation through MLIR, which takes half as long again and
+# half a gigabyte more, and gives programs that are no faster here.
+COMPILER = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
 PEER = "devinterp"
 CALLS = ("first call", "second call", "first call, programs on disk")
 
@@ -78,7 +82,8 @@ def _timed(command: list[str], arguments: dict[str, Any], side: str, cache: str)
         return json.loads(arguments["out"].read_text())
     processes = []
     for calls in (2, 1):
-        _run(command, arguments | {"cache": cache, "calls": calls})
+        devices = min(arguments["chains"], arguments["threads"])
+        _run(command, arguments | {"cache": cache, "calls": calls, "devices": devices})
         processes.append(json.loads(arguments["out"].read_text()))
     first, second = processes
     return first | {"calls": first["calls"] + second["calls"]}
@@ -86,7 +91,9 @@ def _timed(command: list[str], arguments: dict[str, Any], side: str, cache: str)
 
 def _run(command: list[str], arguments: dict[str, Any]) -> None:
     subprocess.run(
-        [*command, *(f"--{name}={value}" for name, value in arguments.items())], check=True
+        [*command, *(f"--{name}={value}" for name, value in arguments.items())],
+        check=True,
+        env=os.environ | {"XLA_FLAGS": COMPILER},
     )
 
 
@@ -191,6 +198,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} processors"
     shared = {"machine": machine, "threads": options.threads, "settings": SETTINGS}
+    shared["compiler"] = COMPILER
     results = earlier(options.out, shared)
     for problem in options.problems:
         with tempfile.TemporaryDirectory() as folder:
