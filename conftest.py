@@ -8,6 +8,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# For the tests that spread chains over devices; all others use the first one.
+jax.config.update("jax_num_cpu_devices", 4)
 
 # Linux gives a process 65 530 mappings by default, every compiled program takes about ten, and at
 # the limit the compiler crashes with a segmentation fault: the whole suite would come close to it.

@@ -57,6 +57,7 @@ from slt_jax.observables import Positions as Positions
 from slt_jax.persistence import StoreDamaged as StoreDamaged
 from slt_jax.persistence import StoreIncomplete as StoreIncomplete
 from slt_jax.persistence import StoreMismatch as StoreMismatch
+from slt_jax.placement import Layout as Layout
 from slt_jax.posterior import LocalPosterior as LocalPosterior
 from slt_jax.recording import NotStored as NotStored
 from slt_jax.restriction import Block as Block

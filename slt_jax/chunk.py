@@ -10,23 +10,27 @@ from jaxtyping import Array, Float
 
 from slt_jax._apart import apart
 from slt_jax._tree import Static, all_finite, choose, join, norm, num_bytes
-from slt_jax._types import Counter, Scalar
+from slt_jax._types import Counter
 from slt_jax.carry import Carry, Rows
 from slt_jax.inputs import Source
 from slt_jax.kernels.base import AbstractKernel, Info
 from slt_jax.minibatch import Center, Minibatch, leading_axis, over_minibatches
 from slt_jax.observables import AbstractObservable
+from slt_jax.placement import BY_ROW, BY_SECOND_AXIS, EVERYWHERE, Layout, over_devices
 from slt_jax.posterior import LocalPosterior
 
 
 class Records(NamedTuple):
-    """What a chunk reports: per-draw traces ``[draw, row]`` and finished batches of statistics."""
+    """What a chunk reports: per-draw traces ``[draw, row]`` and finished batches of statistics.
+
+    Finished batches are ``[batch, row, ...]``; ``smallest_step_size`` is that of every device.
+    """
 
     traces: dict[str, Float[Array, "draw row"]]
     finished: dict[str, Any]
     num_draws: Counter
     num_finished: dict[str, Counter]
-    smallest_step_size: Scalar
+    smallest_step_size: Float[Array, " device"]
 
 
 class Problem(NamedTuple):
@@ -60,6 +64,21 @@ class Shape(NamedTuple):
     batch_of_rows: int | None
     per_chain_batches: bool
     probe_cache_bytes: int
+    layout: Layout | None
+
+
+WHERE_CARRY = Carry._make(
+    EVERYWHERE if name in ("step", "counts") else BY_ROW for name in Carry._fields
+)
+_OF_RECORDS = {"traces": BY_SECOND_AXIS, "finished": BY_SECOND_AXIS, "smallest_step_size": BY_ROW}
+_WHERE_RECORDS = Records._make(_OF_RECORDS.get(name, EVERYWHERE) for name in Records._fields)
+
+
+def where_arrays(static: Static) -> tuple[Any, ...]:
+    """Tell for every array of a split ``Problem`` which devices need which part of it."""
+    numbers = tuple(range(sum(static.is_array)))
+    of_rows = jax.tree.leaves(join(numbers, static).rows)
+    return tuple(BY_ROW if number in of_rows else EVERYWHERE for number in numbers)
 
 
 @functools.partial(jax.jit, static_argnames=("static", "shape"), donate_argnames="carry")
@@ -73,6 +92,20 @@ def run_chunk(
     shape: Shape,
 ) -> tuple[Carry, Records]:
     """Advance all rows by ``schedule.num_steps`` steps and record what fell due."""
+    where = (where_arrays(static), WHERE_CARRY, EVERYWHERE, EVERYWHERE)
+    advance = functools.partial(_run_chunk, static, shape)
+    split = over_devices(shape.layout, advance, where, (WHERE_CARRY, _WHERE_RECORDS))
+    return split(arrays, carry, sources, schedule)
+
+
+def _run_chunk(
+    static: Static,
+    shape: Shape,
+    arrays: Any,
+    carry: Carry,
+    sources: tuple[Source, Source | None],
+    schedule: Schedule,
+) -> tuple[Carry, Records]:
     problem = _reusing(join(arrays, static), shape.probe_cache_bytes)
     source, fresh = sources
     records = _empty_records(problem, carry, shape)
@@ -106,7 +139,7 @@ def run_chunk(
 
     carry, records = jax.lax.fori_loop(0, schedule.num_steps, body, (carry, records))
     sizes = jax.vmap(problem.kernel.step_sizes)(carry.state)
-    smallest = jnp.min(jnp.stack([jnp.min(leaf) for leaf in sizes]))
+    smallest = jnp.min(jnp.stack([jnp.min(leaf) for leaf in sizes]), keepdims=True)
     return carry, records._replace(smallest_step_size=smallest)
 
 
@@ -235,7 +268,7 @@ def _empty_records(problem: Problem, carry: Carry, shape: Shape) -> Records:
         )
     zero = jnp.zeros((), jnp.int32)
     counts = dict.fromkeys(problem.observables, zero)
-    return Records(traces, finished, zero, counts, jnp.zeros((), jnp.float32))
+    return Records(traces, finished, zero, counts, jnp.zeros((1,), jnp.float32))
 
 
 def _record_draw(carry: Carry, records: Records, schedule: Schedule) -> tuple[Carry, Records]:

@@ -13,6 +13,7 @@ from slt_jax._tree import on_device
 from slt_jax._types import ChainKey, Counter, Scalar
 from slt_jax.data import Batches, BatchOrder, batch_key, uniform_subset
 from slt_jax.minibatch import Minibatch
+from slt_jax.placement import Layout, place
 
 
 class Source(eqx.Module):
@@ -102,6 +103,7 @@ class Feed:
         num_chains: streams, if batches are drawn per chain.
         on_device_bytes: the largest data set that is placed on the device.
         whole: give the whole data set as every batch.
+        layout: where the batches are needed.
     """
 
     def __init__(
@@ -112,16 +114,18 @@ class Feed:
         num_chains: int,
         on_device_bytes: int,
         whole: bool,
+        layout: Layout | None,
     ):
         self.batches = batches
         self.key = key
         self.mean_weight = mean_weight
         self.num_streams = num_chains if batches.per_chain and not whole else None
         self.whole = whole
+        self.layout = layout
         self.resident = None
         self.bytes_per_step = 0.0
         if whole or batches.num_bytes <= on_device_bytes:
-            self.resident = on_device((batches.dataset.whole(), batches.weights))
+            self.resident = place(layout, on_device((batches.dataset.whole(), batches.weights)))
         else:
             per_example = batches.num_bytes / batches.num_examples
             self.bytes_per_step = per_example * batches.batch_size * (self.num_streams or 1)
@@ -148,8 +152,9 @@ class Feed:
         steps, fresh = (None, None) if indices is None else indices
         of_steps = self._whole() if self.whole else self._source(steps, num_steps)
         if fresh is None or fresh.size == 0:
-            return of_steps, None
-        return of_steps, self._source(fresh, min(num_observations, fresh.shape[0]))
+            return place(self.layout, of_steps), None
+        of_draws = self._source(fresh, min(num_observations, fresh.shape[0]))
+        return place(self.layout, (of_steps, of_draws))
 
     def _whole(self) -> Source:
         assert self.resident is not None

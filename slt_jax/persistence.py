@@ -52,7 +52,7 @@ class Saved(NamedTuple):
     series: Mapping[str, np.ndarray]
 
 
-class Layout(NamedTuple):
+class Contents(NamedTuple):
     """What a run will hold.
 
     ``placed`` are the arrays that live on devices, as they are before the first step: what is read
@@ -147,7 +147,7 @@ class AbstractStore(Protocol):
         """Give the place for one of several runs."""
         ...
 
-    def record(self, identity: Identity, layout: Layout) -> AbstractContextManager[Recording]:
+    def record(self, identity: Identity, contents: Contents) -> AbstractContextManager[Recording]:
         """Open the place for a run; refuse if it holds another."""
         ...
 

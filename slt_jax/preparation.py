@@ -32,7 +32,7 @@ from slt_jax.start import (
     start,
 )
 from slt_jax.survey import Survey, take_survey
-from slt_jax.validation import check_loss, check_settings
+from slt_jax.validation import check_execution, check_loss, check_settings
 
 
 def prepare(
@@ -43,8 +43,8 @@ def prepare(
     options: SampleOptions,
 ) -> Run:
     """Check everything, survey w*, and give the run of no steps."""
-    settings = _settings(options)
-    check_settings(settings)
+    settings, execution = _settings(options), options.get("execution", Execution())
+    check_execution(execution, settings, posterior)
     check_loss(posterior, batches)
     components, observables = _components(posterior, options), _observables(options)
     starts = None
@@ -65,7 +65,7 @@ def prepare(
         batches=batches,
         key=key,
         settings=settings,
-        execution=options.get("execution", Execution()),
+        execution=execution,
         components=components,
         observables=observables,
         survey=survey,
@@ -118,7 +118,7 @@ def _settings(options: SampleOptions) -> Settings:
         raise TypeError(
             f"unknown options {sorted(unknown)}; there are {sorted(SampleOptions.__annotations__)}"
         )
-    return Settings(
+    settings = Settings(
         num_chains=options.get("num_chains", 4),
         num_draws=options.get("num_draws", 1000),
         num_burnin_steps=options.get("num_burnin_steps", 500),
@@ -127,6 +127,8 @@ def _settings(options: SampleOptions) -> Settings:
         paired=options.get("paired", False),
         survey_examples=options.get("survey_examples"),
     )
+    check_settings(settings)
+    return settings
 
 
 def _observables(options: SampleOptions) -> dict[str, AbstractObservable]:

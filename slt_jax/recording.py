@@ -11,7 +11,7 @@ import numpy as np
 from slt_jax._tree import path_table
 from slt_jax.carry import Carry
 from slt_jax.identity import identity_of
-from slt_jax.persistence import AbstractStore, Layout, Recording, Saved, StoreMismatch
+from slt_jax.persistence import AbstractStore, Contents, Recording, Saved, StoreMismatch
 from slt_jax.run import Health, Run
 from slt_jax.statistics import Trace, host_rows
 
@@ -48,7 +48,7 @@ def recorded(store: AbstractStore | None, run: Run) -> Iterator["Recorder"]:
     if store is None:
         yield Recorder(None, run, None)
         return
-    with store.record(identity_of(run), _layout(run)) as recording:
+    with store.record(identity_of(run), _contents(run)) as recording:
         yield Recorder(recording, run, recording.resume())
 
 
@@ -195,7 +195,7 @@ def _placed(run: Run) -> dict[str, Any]:
     return path_table({"carry": run.carry, "centers": run.centers})
 
 
-def _layout(run: Run) -> Layout:
+def _contents(run: Run) -> Contents:
     settings, rows = run.settings, (len(run.components), run.settings.num_chains)
     series = {f"traces/{name}": (*rows, settings.num_draws) for name in run.traces}
     series[_BURNIN] = (*rows, settings.num_burnin_steps // settings.num_steps_bw_draws)
@@ -203,7 +203,7 @@ def _layout(run: Run) -> Layout:
         count = -(-settings.num_draws // run.observables[name].every) // statistic.batch_length
         for path, leaf in path_table(run.carry.partials[name]).items():
             series[_observed(name, path)] = (*rows, count, *leaf.shape[1:])
-    return Layout(
+    return Contents(
         _placed(run), series, tuple(run.components), settings.num_steps, settings.num_steps_bw_draws
     )
 

@@ -15,6 +15,7 @@ from slt_jax.data import Batches
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.observables import AbstractObservable, Positions
 from slt_jax.persistence import PLACE, AbstractStore, Place
+from slt_jax.placement import Layout
 from slt_jax.posterior import LocalPosterior
 from slt_jax.restriction import Restriction
 from slt_jax.statistics import Estimate, host_rows
@@ -52,9 +53,12 @@ class Execution:
             up to this size in all; beyond it, at every draw.
         profile: a folder for a profile of one chunk of draws, after everything is compiled: open it
             with XProf (``pip install xprof; xprof <folder>``) or Perfetto. None for no profile.
+        layout: an ``slt.Layout``, to spread the chains over several devices; None for one device,
+            or for those on which the weights lie.
 
     Raises:
         ValueError: a setting out of range, or ``rows_at_once`` where all rows are computed at once.
+        TypeError: a layout that is none.
     """
 
     rows: Literal["vmap", "map"] = "vmap"
@@ -63,6 +67,7 @@ class Execution:
     device_data_bytes: int = 2**28
     probe_cache_bytes: int = 2**29
     profile: str | os.PathLike[str] | None = None
+    layout: Layout | None = None
 
     def __post_init__(self):
         if self.rows not in ("vmap", "map"):
@@ -76,6 +81,8 @@ class Execution:
             )
         if self.steps_per_chunk is not None and self.steps_per_chunk < 1:
             raise ValueError(f"steps_per_chunk must be at least 1, got {self.steps_per_chunk}")
+        if self.layout is not None and not isinstance(self.layout, Layout):
+            raise TypeError(f"layout must be an slt.Layout, got {self.layout!r}")
 
     @property
     def batch_of_rows(self) -> int | None:
@@ -286,12 +293,14 @@ def kept_together(runs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     >>> places = Place("a: b", "reused", "complete since noon"), Place("c"), Place("d")
     >>> kept_in(kept_together(place.metadata for place in places)).strip()
     'kept in 3 stores: 1 reused, 2 sampled'
+    >>> kept_in(kept_together([places[0].metadata] * 2)).strip()
+    'kept in a: b: reused, complete since noon'
     >>> kept_together([{}])
     {}
     """
     places = dict.fromkeys(_place(told) for told in runs if "store" in told)
-    if not places:
-        return {}
+    if len(places) < 2:
+        return next((place.metadata for place in places), {})
     counts = Counter(place.use for place in places)
     uses = ", ".join(f"{count} {use}" for use, count in counts.items())
     return Place(f"{len(places)} stores", uses).metadata

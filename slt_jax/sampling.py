@@ -12,19 +12,28 @@ import numpy as np
 from slt_jax._tree import on_device, split
 from slt_jax._types import ChainKey, setting
 from slt_jax.carry import Carry
-from slt_jax.chunk import Problem, Records, Schedule, Shape, run_chunk
+from slt_jax.chunk import (
+    WHERE_CARRY,
+    Problem,
+    Records,
+    Schedule,
+    Shape,
+    run_chunk,
+    where_arrays,
+)
 from slt_jax.data import Batches
 from slt_jax.inputs import Feed, Source, Window
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.observables import AbstractObservable
 from slt_jax.persistence import AbstractStore
+from slt_jax.placement import place
 from slt_jax.posterior import LocalPosterior
 from slt_jax.preparation import prepare
 from slt_jax.progress import ProgressBar
 from slt_jax.recording import Recorder, check_store, recorded
 from slt_jax.run import Execution, Health, Progress, Run, SampleOptions
 from slt_jax.statistics import host_rows
-from slt_jax.validation import check_arguments, check_settings
+from slt_jax.validation import check_arguments, check_execution, check_settings
 
 _LONGEST_CHUNK = 256
 _CHUNK_BYTES = 2**28
@@ -105,11 +114,11 @@ def extend(
     check_settings(dataclasses.replace(run.settings, num_draws=num_draws))
     settings = dataclasses.replace(run.settings, num_draws=run.num_draws + num_draws)
     check_settings(settings)
+    execution = execution or run.execution
+    check_execution(execution, settings, run.posterior)
     # The program consumes its carry: give it a copy, so that the run in the user's hands lives on.
     carry = jax.tree.map(lambda leaf: jax.device_put(leaf, may_alias=False), run.carry)
-    extended = dataclasses.replace(
-        run, settings=settings, carry=carry, execution=execution or run.execution
-    )
+    extended = dataclasses.replace(run, settings=settings, carry=carry, execution=execution)
     with recorded(store, extended) as recorder:
         return _continue(recorder, progress, hooks)
 
@@ -177,10 +186,13 @@ def _continue(
         run.execution.batch_of_rows,
         run.batches.per_chain and not run.kernel.full_batch,
         run.execution.probe_cache_bytes,
+        run.execution.layout,
     )
     problem = Problem(run.posterior, run.kernel, _compiled(run), run.rows, dict(run.centers))
     arrays, static = split(problem)
-    arrays, ledger, carry = on_device(arrays), Ledger(run), run.carry
+    layout, ledger = run.execution.layout, Ledger(run)
+    arrays = place(layout, on_device(arrays), where_arrays(static))
+    carry = place(layout, run.carry, WHERE_CARRY)
     supply, profiled = _supply(run, feed, length, shape), _profiled_step(run, length)
     upcoming = next(supply, None)
     with ProgressBar(run, enabled=show) as bar:
@@ -224,6 +236,7 @@ def _feed(run: Run) -> Feed:
         run.settings.num_chains,
         run.execution.device_data_bytes,
         run.kernel.full_batch,
+        run.execution.layout,
     )
 
 
@@ -263,7 +276,8 @@ def _schedule(run: Run, segment: Segment) -> Schedule:
         _fresh_interval(run),
         segment.first_observation,
     )
-    return Schedule(*(jax.device_put(np.int32(count)) for count in counts))
+    schedule = Schedule(*(jax.device_put(np.int32(count)) for count in counts))
+    return place(run.execution.layout, schedule)
 
 
 def _progress(ledger: "Ledger", carry: Any) -> Progress:
@@ -291,6 +305,8 @@ class Ledger:
         self.burnin_gap = [begun.burnin_gap]
         self.totals = dict(begun.totals)
         self.smallest_step_size = begun.smallest_step_size
+        # What a run holds lies where it lay before, whatever the layout in which it was sampled.
+        self._begun_at = jax.tree.map(lambda leaf: leaf.sharding, begun.carry)
 
     @property
     def num_draws(self) -> int:
@@ -319,7 +335,7 @@ class Ledger:
                 )
                 self._merge(self.totals, name, observable.statistic.contribution(sums, True))
         self.health = Health(*(host_rows(leaf, count) for leaf in health))
-        self.smallest_step_size = float(records.smallest_step_size)
+        self.smallest_step_size = float(records.smallest_step_size.min())
         self.step += segment.num_steps
 
     def _merge(self, totals: dict[str, Any], name: str, contribution: Any) -> None:
@@ -330,6 +346,8 @@ class Ledger:
         """Give the run so far; what a dead chain would have reported after its death is NaN."""
         traces = {name: np.concatenate(parts, axis=-1) for name, parts in self.traces.items()}
         dead = self.health.dead_draws(self.begun.settings, np.arange(self.num_draws))
+        if self.begun.execution.layout is not None:
+            carry = jax.device_put(carry, self._begun_at)
         return dataclasses.replace(
             self.begun,
             carry=carry,

@@ -13,7 +13,7 @@ from slt_jax.examples import check_sampled
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.minibatch import Losses
 from slt_jax.posterior import LocalPosterior
-from slt_jax.run import Settings
+from slt_jax.run import Execution, Settings
 
 _CAPTURE_LIMIT = 2**20
 
@@ -69,6 +69,12 @@ def check_settings(settings: Settings) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if settings.num_steps >= 2**31 - 1:
         raise ValueError(f"{settings.num_steps} steps do not fit a 32-bit step counter")
+
+
+def check_execution(execution: Execution, settings: Settings, posterior: LocalPosterior) -> None:
+    """Raise ValueError if the devices of this process cannot share the chains as asked for."""
+    if execution.layout is not None:
+        execution.layout.check(settings.num_chains, posterior.params)
 
 
 def check_loss(posterior: LocalPosterior, batches: Batches) -> None:

@@ -14,7 +14,7 @@ MAX_PATH_LINES = 1000  # of code: docstrings, comments and blank lines are free
 
 # A module imports only from layers above its own in this list, or from within its own package.
 LAYERS = (
-    ("_types", "persistence"),
+    ("_types", "persistence", "placement"),
     ("_tree", "storage"),  # what keeps runs knows arrays by name, and nothing of what made them
     ("_apart", "selection", "redefinition"),
     ("restriction", "dataset", "minibatch", "noise", "statistics"),

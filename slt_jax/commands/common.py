@@ -48,6 +48,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     add("--draws", default=500, help="draws per chain (default: %(default)s)")
     add("--steps-between-draws", default=1, help="steps per draw (default: %(default)s)")
     add("--batch-size", help="sequences per step (default: 32, or all if there are fewer)")
+    add("--devices", default=1, help="spread the chains over N devices (default: %(default)s)")
     add("--burn-in", type=int, default=200, help="steps before the draws (default: %(default)s)")
     add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument(
@@ -66,7 +67,11 @@ def add_result_arguments(parser: argparse.ArgumentParser, formats: str = ".nc (N
 
 
 def load_model(arguments: argparse.Namespace) -> Model:
-    """Load the checkpoint that the options name."""
+    """Load the checkpoint that the options name, with as many devices as they ask for."""
+    if arguments.devices > 1:
+        # Too late where JAX is in use already: then the layout is checked against what there is.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", arguments.devices)
     return slt.models.from_hf(arguments.model, revision=arguments.revision, dtype=arguments.dtype)
 
 
@@ -113,8 +118,13 @@ def chains_of(arguments: argparse.Namespace) -> dict[str, Any]:
         "num_draws": arguments.draws,
         "num_burnin_steps": arguments.burn_in,
         "num_steps_bw_draws": arguments.steps_between_draws,
+        "execution": slt.Execution(layout=_layout(arguments)),
         "progress": arguments.progress,
     }
+
+
+def _layout(arguments: argparse.Namespace) -> slt.Layout | None:
+    return slt.Layout(chain=arguments.devices) if arguments.devices > 1 else None
 
 
 def count_rows(dataset: Any) -> int:

@@ -4,7 +4,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from slt_jax.persistence import Identity, Layout, StoreDamaged, StoreMismatch
+from slt_jax.persistence import Contents, Identity, StoreDamaged, StoreMismatch
 from slt_jax.storage.comparison import as_attributes, check_identity
 from slt_jax.storage.files import require, writing
 
@@ -62,7 +62,7 @@ class Root:
             return f"complete: {held['num_draws']} draws, made {held['completed_at']}"
         return f"incomplete: at step {held['step']} of {held['num_steps']}"
 
-    def open(self, identity: Identity, layout: Layout) -> None:
+    def open(self, identity: Identity, contents: Contents) -> None:
         """Make the root if there is none; refuse it if it belongs to something else.
 
         Raises:
@@ -70,7 +70,7 @@ class Root:
             StoreDamaged: it cannot be read.
         """
         if not self.exists:
-            self._make(identity, layout)
+            self._make(identity, contents)
             return
         for stray in self.zarr_path.rglob("*.partial"):
             stray.unlink()
@@ -85,7 +85,7 @@ class Root:
             )
         check_identity(self.path, held["identity"], identity)
 
-    def _make(self, identity: Identity, layout: Layout) -> None:
+    def _make(self, identity: Identity, contents: Contents) -> None:
         known = {"lock", "runs", self.zarr_path.name}
         strangers = sorted({path.name for path in self.path.iterdir()} - known)
         if strangers:
@@ -98,9 +98,9 @@ class Root:
             "completed": False,
             "ended_early": False,
             "step": 0,
-            "num_steps": layout.num_steps,
+            "num_steps": contents.num_steps,
             "num_draws": 0,
-            "components": list(layout.components),
+            "components": list(contents.components),
             "identity": as_attributes(identity),
             "sessions": [],
         }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from slt_jax.persistence import Identity, Layout, Place, Saved, StoreDamaged, StoreMismatch
+from slt_jax.persistence import Contents, Identity, Place, Saved, StoreDamaged, StoreMismatch
 from slt_jax.storage.checkpoints import Checkpoint, Checkpoints
 from slt_jax.storage.files import writing
 from slt_jax.storage.root import Root, now
@@ -29,17 +29,17 @@ class Session:
     Args:
         root: of the store, open.
         identity: what the run is made from.
-        layout: what the run will hold.
+        contents: what the run will hold.
         notice: whether the process was asked to end.
     """
 
     outdates: tuple[Path, ...] = ()
     """Results that are not those of the store any more once the run goes on."""
 
-    def __init__(self, root: Root, identity: Identity, layout: Layout, notice: Notice):
+    def __init__(self, root: Root, identity: Identity, contents: Contents, notice: Notice):
         self.root = root
         self.identity = identity
-        self.layout = layout
+        self.contents = contents
         self.notice = notice
         self.checkpoints = Checkpoints(root.path / "checkpoints")
         self.interval_steps = self.interval_seconds = math.inf
@@ -52,7 +52,7 @@ class Session:
 
     def schedule(self, every_draws: int | None, every_minutes: float | None) -> None:
         """Let a checkpoint be due after so many draws or so much time."""
-        self.interval_steps = (every_draws or math.inf) * self.layout.num_steps_bw_draws
+        self.interval_steps = (every_draws or math.inf) * self.contents.num_steps_bw_draws
         self.interval_seconds = math.inf if every_minutes is None else 60 * every_minutes
 
     @property
@@ -68,12 +68,12 @@ class Session:
             StoreDamaged: no checkpoint is left that can be read.
         """
         held = self.root.attributes
-        for checkpoint in self.checkpoints.newest_first(self.layout.placed):
-            if checkpoint.step > self.layout.num_steps:
+        for checkpoint in self.checkpoints.newest_first(self.contents.placed):
+            if checkpoint.step > self.contents.num_steps:
                 raise StoreMismatch(
-                    f"the store {self.root.path} is at step {checkpoint.step}, and this call asks "
-                    f"for {self.layout.num_steps} only: ask for at least as many draws, or choose "
-                    "another path"
+                    f"the store {self.root.path} is at step {checkpoint.step}, and this call "
+                    f"asks for {self.contents.num_steps} only: ask for at least as many draws, or "
+                    "choose another path"
                 )
             self._log = self._open_log()
             try:
@@ -99,7 +99,7 @@ class Session:
 
     def _open_log(self) -> SeriesLog:
         with writing(self.root.path, self._remains):
-            return SeriesLog(self.root.group, self.layout.series)
+            return SeriesLog(self.root.group, self.contents.series)
 
     def is_due(self, step: int) -> bool:
         """Tell whether it is time for a checkpoint."""
@@ -147,7 +147,7 @@ class Session:
         self.notice.obeyed = True
         print(
             f"Ended by SIGTERM. The run is saved in {self.root.path} at step {self._saved_step} of "
-            f"{self.layout.num_steps}: the same call, or the same command, goes on from there.",
+            f"{self.contents.num_steps}: the same call, or the same command, goes on from there.",
             file=sys.stderr,
         )
         raise SystemExit(_TERMINATED)
@@ -175,7 +175,7 @@ class Session:
             self.root.update(
                 completed=False,
                 ended_early=False,
-                num_steps=self.layout.num_steps,
+                num_steps=self.contents.num_steps,
                 sessions=[*sessions, own],
             )
             for result in self.outdates:

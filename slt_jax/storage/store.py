@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slt_jax.persistence import Identity, Layout
+from slt_jax.persistence import Contents, Identity
 from slt_jax.storage.files import locked, require, writing
 from slt_jax.storage.results import describe_result, is_result, write_result
 from slt_jax.storage.root import Root
@@ -108,7 +108,7 @@ class Store:
         write_result(self.path / RESULT, kind, tree)
 
     @contextlib.contextmanager
-    def record(self, identity: Identity, layout: Layout) -> Iterator[Session]:
+    def record(self, identity: Identity, contents: Contents) -> Iterator[Session]:
         """Open the store for a run; the estimators do.
 
         Raises:
@@ -122,8 +122,8 @@ class Store:
             self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path), notice_of_termination() as notice:
             root = Root(self.path)
-            root.open(identity, layout)
-            session = Session(root, identity, layout, notice)
+            root.open(identity, contents)
+            session = Session(root, identity, contents, notice)
             session.schedule(self.every_draws, self.every_minutes)
             # What rests on fewer draws than there will be is no longer the store's result.
             session.outdates = tuple(path / RESULT for path in (*self._around, self.path))
