@@ -148,7 +148,7 @@ def test_chunks_of_large_batches_are_cut_to_what_memory_holds():
     wide = slt.Batches(np.zeros((NUM_EXAMPLES, row), np.float32), 8)
     run = sample()
     lengths = [
-        _chunk_length(run, Feed(wide, KEY, None, NUM_CHAINS, on_device_bytes, False))
+        _chunk_length(run, Feed(wide, KEY, None, NUM_CHAINS, on_device_bytes, False, None))
         for on_device_bytes in (0, 2**28)
     ]
     assert lengths == [2**28 // (8 * 4 * row), 256]

@@ -144,9 +144,10 @@ def test_a_spread_run_is_kept_and_read_back(alone, tmp_path):
 
 def test_other_numbers_compile_nothing():
     short = {"num_draws": 6, "num_burnin_steps": 3, "execution": laid_out(2)}
+    key, posterior = jax.random.key(1), make_posterior(n_beta=7.0)
     sample(**short)
     with compiled_programs() as names:
-        sample(posterior=make_posterior(n_beta=7.0), key=jax.random.key(1), **short)
+        sample(posterior=posterior, key=key, **short)
     assert names == []
 
 

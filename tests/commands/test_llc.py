@@ -1,7 +1,10 @@
 """``slt-jax llc``: a checkpoint folder and a file of token ids become numbers and a file."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -79,6 +82,26 @@ def test_every_component_is_estimated_printed_and_written(data, expected, tmp_pa
     assert capsys.readouterr().out.count("reused, complete since") == len(expected)
     assert llc(*words, "--n-beta", "6") == 2
     assert "made with n_beta" in capsys.readouterr().err
+
+
+def test_chains_are_spread_over_devices_of_a_new_process(data, expected, tmp_path):
+    """JAX gives a new process one CPU device: the option splits it before JAX is first used."""
+    words = ["--model", MODEL, "--data", data, "--dtype", "float32", "--component", "l0h1"]
+    words += [*OPTIONS, "--devices", "2", "--out", tmp_path / "out.json"]
+    command = [sys.executable, "-m", "slt_jax", "llc", *map(str, words)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(FIXTURES.parents[2])}
+    subprocess.run(command, check=True, env=environment)
+    written = json.loads((tmp_path / "out.json").read_text())
+    np.testing.assert_allclose(
+        written["components"]["l0h1"]["per_chain"], expected["l0h1"].per_chain, rtol=1e-5
+    )
+    assert written["settings"]["devices"] == 2
+
+
+def test_devices_that_cannot_share_the_chains(data, capsys):
+    words = ["--model", MODEL, "--data", data, *OPTIONS]
+    assert llc(*words, "--devices", "3") == 2
+    assert "num_chains must be a multiple of 3, got 2" in capsys.readouterr().err
 
 
 def test_a_head_reads_alone_what_it_reads_beside_the_others(model, problem, expected):
