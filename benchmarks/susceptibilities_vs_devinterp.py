@@ -8,7 +8,8 @@ sides get the same checkpoint, sampling data, probes, step size, nβ, γ, batch 
 and draws (the full chain too), and measure the loss on all sampling data and all probes at every
 draw; in processes of their own on the same processors, by turns. slt_jax also gives errors; the
 control, which devinterp does not have, is off. It has a device of JAX per chain, as far as there
-are processors, and XLA's older and cheaper compiler of small operations (`COMPILER`).
+are processors, and XLA's older and cheaper compiler of small operations (`COMPILER`). Both sides
+have one heap for all threads (`ARENAS`).
 
 Seconds are those of the whole call: for slt_jax of the first one of a process, which compiles, of a
 second one, which does not, and of the first one of another process, which reads the programs that
@@ -47,6 +48,8 @@ PROBLEMS = {
 # By default XLA compiles every small operation through MLIR, which takes half as long again and
 # half a gigabyte more, and gives programs that are no faster here.
 COMPILER = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
+# Else glibc gives every thread a heap of its own and hardly ever returns what it frees: both sides.
+ARENAS = "1"
 PEER = "devinterp"
 CALLS = ("first call", "second call", "first call, programs on disk")
 
@@ -93,7 +96,7 @@ def _run(command: list[str], arguments: dict[str, Any]) -> None:
     subprocess.run(
         [*command, *(f"--{name}={value}" for name, value in arguments.items())],
         check=True,
-        env=os.environ | {"XLA_FLAGS": COMPILER},
+        env=os.environ | {"XLA_FLAGS": COMPILER, "MALLOC_ARENA_MAX": ARENAS},
     )
 
 
@@ -167,7 +170,19 @@ def told(results: dict[str, Any]) -> str:
             lines.append(f"- {problem}, slt_jax ({rows}) against devinterp: {shown}")
         loads = [run["load_average"][1][0] for run in result["sides"][PEER]]
         lines.append(f"- {problem}: load average {min(loads):.1f} to {max(loads):.1f} at the end")
+        used: dict[str, str] = {}
+        for runs in result["sides"].values():
+            used |= runs[0]["versions"]
+        lines.append(f"- {problem}: {', '.join(f'{name} {one}' for name, one in used.items())}")
     return "\n".join(lines)
+
+
+def run_as(document: dict[str, Any]) -> str:
+    """Say how to get such a file, and on what this one was made."""
+    return (
+        f"`python benchmarks/{Path(__file__).name} --peer-python PATH` on {document['machine']}, "
+        f'{document["threads"]} threads; XLA_FLAGS="{COMPILER}" MALLOC_ARENA_MAX={ARENAS}'
+    )
 
 
 def earlier(out: Path, shared: dict[str, Any]) -> dict[str, Any]:
@@ -198,7 +213,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} processors"
     shared = {"machine": machine, "threads": options.threads, "settings": SETTINGS}
-    shared["compiler"] = COMPILER
+    shared |= {"compiler": COMPILER, "arenas": ARENAS}
     results = earlier(options.out, shared)
     for problem in options.problems:
         with tempfile.TemporaryDirectory() as folder:
@@ -207,7 +222,7 @@ def main() -> None:
     problems = {problem: PROBLEMS[problem] for problem in results}
     document = {**shared, "problems": problems, "summary": summary, "raw": results}
     options.out.write_text(json.dumps(document, indent=1) + "\n")
-    text = f"{table(summary)}\n\n{told(results)}\n"
+    text = f"{table(summary)}\n\n{told(results)}\n\n{run_as(document)}\n"
     options.out.with_suffix(".md").write_text(text)
     print(text)
 
