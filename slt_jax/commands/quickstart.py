@@ -1,9 +1,15 @@
 """``slt-jax quickstart``: a first run, on the bundled transformer or on digits."""
 
 import argparse
+import contextlib
+import math
+import os
 import sys
 from pathlib import Path
 
+import jax
+
+import slt_jax as slt
 from slt_jax import quickstart as package
 
 _TRANSFORMER, _DIGITS = "transformer", "digits"
@@ -52,4 +58,20 @@ def run(arguments: argparse.Namespace) -> int:
         return digits.run(output, seed=arguments.seed)
     from slt_jax.quickstart import transformer
 
-    return transformer.run(Path(output), seed=arguments.seed)
+    settings = transformer.Settings()
+    settings = settings._replace(layout=_layout(settings.num_chains))
+    return transformer.run(Path(output), seed=arguments.seed, settings=settings)
+
+
+def _layout(num_chains: int) -> slt.Layout | None:
+    """Give every chain a device of its own, as far as there are processors or accelerators.
+
+    The operations of one chain of a small model are too small to keep two processors busy.
+    """
+    # A container may be lent fewer than there are.
+    lent = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = math.gcd(num_chains, lent or 1)
+    # Too late where JAX is in use already: then there is what there is.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", devices)
+    return slt.Layout(chain=devices) if 1 < devices <= jax.local_device_count() else None

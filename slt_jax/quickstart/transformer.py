@@ -39,7 +39,8 @@ class Settings(NamedTuple):
     Errors of susceptibilities want 20 batches of 5 autocorrelation times, and the full chain four
     times the draws of the others.
 
-    ``heads`` are the names of those that are measured, None for all.
+    ``heads`` are the names of those that are measured, None for all; ``layout`` spreads the chains
+    over devices.
     """
 
     num_examples: int = 4096
@@ -56,6 +57,7 @@ class Settings(NamedTuple):
     survey_examples: int = 512
     surroundings: bool = True
     heads: tuple[str, ...] | None = None
+    layout: slt.Layout | None = None
 
 
 class Measured(NamedTuple):
@@ -147,6 +149,7 @@ def _sample(
             num_burnin_steps=settings.num_burnin_steps,
             num_steps_bw_draws=settings.num_steps_bw_draws,
             survey_examples=settings.survey_examples,
+            execution=slt.Execution(layout=settings.layout),
             store=store,
             progress=sys.stderr.isatty(),
         )

@@ -75,11 +75,15 @@ def test_other_settings_are_refused(output):
 
 def test_the_command_runs_it(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(
-        transformer, "run", lambda output, *, seed: calls.append((output, seed)) or 0
-    )
+
+    def run(output, *, seed, settings):
+        calls.append((output, seed, settings._replace(layout=None)))
+        assert settings.layout is None or settings.layout.chain == settings.num_chains == 2
+        return 0
+
+    monkeypatch.setattr(transformer, "run", run)
     assert cli.main(["quickstart", "--output", str(tmp_path), "--seed", "7"]) == 0
-    assert calls == [(tmp_path, 7)]
+    assert calls == [(tmp_path, 7, transformer.Settings())]
 
 
 def made_up(values, error):
