@@ -50,12 +50,12 @@ class Layout:
         if isinstance(self.chain, bool) or not isinstance(self.chain, int) or self.chain < 1:
             raise ValueError(f"chain must be a number of devices, at least 1, got {self.chain!r}")
 
-    def check(self, num_chains: int, params: Any) -> None:
+    def check(self, num_chains: int, weights: Any) -> None:
         """Raise ValueError unless there are as many devices, and they can share these chains.
 
         Args:
             num_chains: chains per component.
-            params: w*; weights that are spread over devices already stay where they are.
+            weights: all there are; those that are spread over devices already are refused.
         """
         devices = jax.local_devices()
         if self.chain > len(devices):
@@ -69,7 +69,7 @@ class Layout:
                 f"{self} gives every device as many chains: num_chains must be a multiple of "
                 f"{self.chain}, got {num_chains}"
             )
-        for leaf in jax.tree.leaves(params):
+        for leaf in jax.tree.leaves(weights):
             if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
                 raise ValueError(
                     f"the weights are spread over devices already, as {leaf.sharding}, and {self} "

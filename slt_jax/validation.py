@@ -74,7 +74,8 @@ def check_settings(settings: Settings) -> None:
 def check_execution(execution: Execution, settings: Settings, posterior: LocalPosterior) -> None:
     """Raise ValueError if the devices of this process cannot share the chains as asked for."""
     if execution.layout is not None:
-        execution.layout.check(settings.num_chains, posterior.params)
+        # A loss may hold weights too: those of a base that stays frozen.
+        execution.layout.check(settings.num_chains, (posterior.params, posterior.loss_fn))
 
 
 def check_loss(posterior: LocalPosterior, batches: Batches) -> None:
