@@ -169,6 +169,8 @@ def told(results: dict[str, Any]) -> str:
             shown = ", ".join(f"{name} {value:.3g}" for name, value in values.items())
             lines.append(f"- {problem}, slt_jax ({rows}) against devinterp: {shown}")
         loads = [run["load_average"][1][0] for run in result["sides"][PEER]]
+        asked = f'--problems "{problem}" --rows {" ".join(result["values"])} --turns {len(loads)}'
+        lines.append(f"- {problem}: measured by `{asked}`")
         lines.append(f"- {problem}: load average {min(loads):.1f} to {max(loads):.1f} at the end")
         used: dict[str, str] = {}
         for runs in result["sides"].values():

@@ -23,7 +23,8 @@ from slt_jax.posterior import LocalPosterior
 class Records(NamedTuple):
     """What a chunk reports: per-draw traces ``[draw, row]`` and finished batches of statistics.
 
-    Finished batches are ``[batch, row, ...]``; ``smallest_step_size`` is that of every device.
+    Finished batches are ``[batch, row, ...]``; ``smallest_step_size`` is that of every
+    device's rows, in weight².
     """
 
     traces: dict[str, Float[Array, "draw row"]]

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import equinox as eqx
 import jax
 import numpy as np
 import pytest
@@ -15,13 +16,13 @@ from tests.helpers import (
     DATA,
     KEY,
     NUM_CHAINS,
-    OBSERVABLES,
     PARAMS,
     assert_close,
     assert_same,
     compiled_programs,
     head,
     make_posterior,
+    network_loss,
     numbers,
     sample,
     unchecked_annotations,
@@ -208,6 +209,10 @@ def test_weights_that_are_spread_already():
     params = PARAMS | {"attention": jax.device_put(PARAMS["attention"], sharding)}
     with pytest.raises(ValueError, match=r"spread over devices already, as NamedSharding.*Layout"):
         sample(make_posterior(params=params), execution=laid_out(2))
+    # So are those that a loss holds.
+    loss = eqx.Partial(lambda held, params, batch: network_loss(held | params, batch), params)
+    with pytest.raises(ValueError, match="spread over devices already"):
+        sample(make_posterior(loss, {"output": PARAMS["output"]}), execution=laid_out(2))
 
 
 @pytest.mark.parametrize("chain", [0, -1, 1.5, True])
@@ -219,7 +224,3 @@ def test_a_number_of_devices_that_is_none(chain):
 def test_a_layout_that_is_none():
     with unchecked_annotations(), pytest.raises(TypeError, match=r"must be an slt\.Layout"):
         slt.Execution(layout=2)  # pyright: ignore[reportArgumentType]
-
-
-def test_observables_of_every_kind_were_measured(alone):
-    assert set(OBSERVABLES) <= set(alone.statistics)

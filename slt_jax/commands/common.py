@@ -66,12 +66,17 @@ def add_result_arguments(parser: argparse.ArgumentParser, formats: str = ".nc (N
     add("--out", type=Path, metavar="FILE", help=f"write the results, as {formats}")
 
 
-def load_model(arguments: argparse.Namespace) -> Model:
-    """Load the checkpoint that the options name, with as many devices as they ask for."""
-    if arguments.devices > 1:
-        # Too late where JAX is in use already: then the layout is checked against what there is.
+def split_processor(devices: int) -> None:
+    """Let JAX see the processor as so many devices, unless it is in use already."""
+    if devices > 1:
+        # Where it is, a layout is checked against the devices that there are.
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", arguments.devices)
+            jax.config.update("jax_num_cpu_devices", devices)
+
+
+def load_model(arguments: argparse.Namespace) -> Model:
+    """Load the checkpoint that the options name, after splitting the processor if asked to."""
+    split_processor(arguments.devices)
     return slt.models.from_hf(arguments.model, revision=arguments.revision, dtype=arguments.dtype)
 
 

@@ -1,7 +1,6 @@
 """``slt-jax quickstart``: a first run, on the bundled transformer or on digits."""
 
 import argparse
-import contextlib
 import math
 import os
 import sys
@@ -11,6 +10,7 @@ import jax
 
 import slt_jax as slt
 from slt_jax import quickstart as package
+from slt_jax.commands import common
 
 _TRANSFORMER, _DIGITS = "transformer", "digits"
 _FOLDERS = {_TRANSFORMER: "slt-jax-quickstart", _DIGITS: "slt-jax-quickstart-digits"}
@@ -71,7 +71,5 @@ def _layout(num_chains: int) -> slt.Layout | None:
     # A container may be lent fewer than there are.
     lent = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     devices = math.gcd(num_chains, lent or 1)
-    # Too late where JAX is in use already: then there is what there is.
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", devices)
+    common.split_processor(devices)
     return slt.Layout(chain=devices) if 1 < devices <= jax.local_device_count() else None
