@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from slt_jax._types import ChainKey, Displacement
+from slt_jax._apart import apart
+from slt_jax._types import ChainKey, Counter, Displacement
 
 _ROW = 128
-_LARGE = 2**18
+_LARGE = 2**20
+_BLOCK = 2**16
 
 
 def stream_of(label: str) -> int:
@@ -45,11 +47,14 @@ def noise_like(key: ChainKey, displacement: Displacement, labels: tuple[str, ...
     small = [index for index, size in enumerate(sizes) if size <= _LARGE]
     noise = _small(keys, [sizes[index] for index in small], small)
     leaves = dict(zip(small, noise, strict=True))
+    leaves |= {
+        index: _normal(keys[index : index + 1], size).reshape(-1)
+        for index, size in enumerate(sizes)
+        if size > _LARGE
+    }
     return tuple(
-        (leaves[index] if index in leaves else jax.random.normal(keys[index], (size,), jnp.float32))
-        .reshape(leaf.shape)
-        .astype(leaf.dtype)
-        for index, (leaf, size) in enumerate(zip(displacement, sizes, strict=True))
+        leaves[index].reshape(leaf.shape).astype(leaf.dtype)
+        for index, leaf in enumerate(displacement)
     )
 
 
@@ -63,9 +68,43 @@ def _small(
     leaf_of_row = np.repeat(numbers, rows)
     row_of_leaf = np.concatenate([np.arange(count) for count in rows]).astype(np.uint32)
     row_keys = jax.vmap(jax.random.fold_in)(keys[leaf_of_row], row_of_leaf)
-    drawn = jax.vmap(lambda row_key: jax.random.normal(row_key, (_ROW,), jnp.float32))(row_keys)
+    drawn = _normal(row_keys, _ROW)
     offsets = np.concatenate([[0], np.cumsum(rows)])
     return [
         jax.lax.slice_in_dim(drawn, int(first), int(last)).reshape(-1)[:size]
         for size, first, last in zip(sizes, offsets[:-1], offsets[1:], strict=True)
     ]
+
+
+def _normal(keys: Key[Array, " stream"], count: int) -> Float[Array, "stream weight"]:
+    """Draw ``count`` numbers from every stream.
+
+    XLA for CPUs puts a copy of the generator, some 300 operations, into everything that reads a
+    part of the numbers, and computes them as often. Apart, a block of them is made once, while what
+    it is made of is still in the cache. Elsewhere a device would wait for the host at every loop.
+    """
+
+    def draw(words: Array) -> Array:
+        streams = jax.random.wrap_key_data(words, impl=jax.random.key_impl(keys))
+        if streams.size == 1:
+            # Without an axis of streams: a large leaf is sharded as the numbers are.
+            return jax.random.normal(streams[0], (count,), jnp.float32)[None]
+        return jax.vmap(lambda key: jax.random.normal(key, (count,), jnp.float32))(streams)
+
+    def in_blocks(words: Array) -> Array:
+        num_rows = words.shape[0]
+        num_blocks = min(num_rows, math.ceil(num_rows * count / _BLOCK))
+        size = math.ceil(num_rows / num_blocks)
+        padding = num_blocks * size - num_rows
+        blocks = jnp.pad(words, ((0, padding), (0, 0))).reshape(num_blocks, size, -1)
+        once = jax.lax.optimization_barrier(jnp.int32(1))
+
+        def fill(number: Counter, drawn: Array) -> Array:
+            block = apart(lambda words, _: draw(words), once, blocks[number], drawn[number])
+            return drawn.at[number].set(block)
+
+        empty = jnp.zeros((num_blocks, size, count), jnp.float32)
+        drawn = jax.lax.fori_loop(0, num_blocks, fill, empty)
+        return drawn.reshape(-1, count)[:num_rows]
+
+    return jax.lax.platform_dependent(jax.random.key_data(keys), cpu=in_blocks, default=draw)

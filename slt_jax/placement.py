@@ -77,6 +77,11 @@ class Layout:
                     "or gather the weights on one device"
                 )
 
+    @property
+    def splits_processor(self) -> bool:
+        """Whether the devices are parts of a CPU."""
+        return self.chain > 1 and jax.local_devices()[0].platform == "cpu"
+
     @functools.cached_property
     def mesh(self) -> Mesh:
         """The devices, in the order in which JAX counts them."""

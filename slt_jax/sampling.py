@@ -36,6 +36,9 @@ from slt_jax.statistics import host_rows
 from slt_jax.validation import check_arguments, check_execution, check_settings
 
 _LONGEST_CHUNK = 256
+# While programs run side by side on a CPU, XLA keeps of every step of a transformer up to a
+# megabyte until the program ends.
+_LONGEST_SIDE_BY_SIDE = 32
 _CHUNK_BYTES = 2**28
 
 
@@ -156,15 +159,18 @@ def _compiled(run: Run) -> dict[str, AbstractObservable]:
 
 
 def _chunk_length(run: Run, feed: Feed) -> int:
-    """Give the steps of a chunk: as asked for, or 256 unless its buffers would grow too large."""
-    if run.execution.steps_per_chunk is not None:
-        return run.execution.steps_per_chunk
+    """Give the steps of a chunk: as asked for, or as many as its buffers should grow to."""
+    layout, asked = run.execution.layout, run.execution.steps_per_chunk
+    if asked is not None:
+        return asked
+    longest = _LONGEST_SIDE_BY_SIDE if layout and layout.splits_processor else _LONGEST_CHUNK
     held = sum(
         leaf.nbytes / (observable.every * observable.statistic.batch_length)
         for name, observable in _compiled(run).items()
         for leaf in jax.tree.leaves(run.carry.partials[name])
     )
-    return chunk_steps(feed.bytes_per_step + held / run.settings.num_steps_bw_draws)
+    steps = chunk_steps(feed.bytes_per_step + held / run.settings.num_steps_bw_draws)
+    return min(longest, steps)
 
 
 def chunk_steps(bytes_per_step: float) -> int:

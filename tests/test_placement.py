@@ -129,6 +129,15 @@ def test_a_hook_keeps_runs_that_stay_valid(alone):
     assert_same(numbers(slt.extend(kept[1], 20, progress=False)), numbers(alone))
 
 
+def test_chunks_are_shorter_where_devices_share_a_processor(alone, monkeypatch):
+    monkeypatch.setattr(sampling, "_LONGEST_SIDE_BY_SIDE", 7)
+    seen = {1: [], 2: []}
+    for chain, steps in seen.items():
+        hooks = [lambda progress, steps=steps: steps.append(progress.step) and None]
+        assert_same(numbers(sample(execution=laid_out(chain), hooks=hooks)), numbers(alone))
+    assert max(np.diff(seen[2])) == 7 < max(np.diff(seen[1]))
+
+
 def test_an_interrupted_run_goes_on_in_another_layout(alone, tmp_path):
     interrupt_at(slt.Store(tmp_path, every_draws=4), 21)
     resumed = sample(store=slt.Store(tmp_path, every_draws=4), execution=laid_out(2))

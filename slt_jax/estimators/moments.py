@@ -6,6 +6,7 @@ drawn afresh at every draw; a product g·L takes its two factors from different 
 of one minibatch's loss would add the variance of minibatches.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from slt_jax._types import Scalar
-from slt_jax.estimators.probes import flatten
+from slt_jax.estimators.probes import flatten, structure_of
 from slt_jax.minibatch import over_minibatches
 from slt_jax.observables import AbstractObservable, LossValues, MeanLoss, check_every
 from slt_jax.statistics import AbstractStatistic, Estimate
@@ -45,6 +46,7 @@ class ProbeGaps(AbstractObservable):
         batches_per_draw: minibatches per draw, at least 2.
         tokens: whether every loss is kept by itself, besides means of sequences and data sets.
         every: measure at every so many draws.
+        together: ``losses`` and ``evaluation`` on all examples at once, as ``prepare`` attaches it.
     """
 
     losses: LossValues
@@ -55,6 +57,7 @@ class ProbeGaps(AbstractObservable):
     batches_per_draw: int = eqx.field(static=True, default=2)
     tokens: bool = eqx.field(static=True, default=True)
     every: int = eqx.field(static=True, default=1)
+    together: LossValues | None = None
 
     def __check_init__(self):
         check_every(self.every)
@@ -69,6 +72,9 @@ class ProbeGaps(AbstractObservable):
         return 0 if self.evaluation is not None else self.batches_per_draw
 
     def prepare(self, target):
+        together = _together(self.losses, self.evaluation)
+        if together is not None:
+            return dataclasses.replace(self, together=together.prepare(target))
         parts = (self.losses, self.evaluation)
         prepared = tuple(None if part is None else part.prepare(target) for part in parts)
         return eqx.tree_at(
@@ -76,6 +82,11 @@ class ProbeGaps(AbstractObservable):
         )
 
     def measure(self, target, displacement, fresh):
+        together = self.together or _together(self.losses, self.evaluation)
+        if together is not None:
+            count = self.losses.probe.num_examples
+            found = together.measure(target, displacement, None)
+            return tuple(zip(*(jnp.split(leaf, [count]) for leaf in found), strict=True))
         losses = self.losses.measure(target, displacement, None)
         if self.evaluation is not None:
             return losses, self.evaluation.measure(target, displacement, None)
@@ -94,6 +105,20 @@ class ProbeGaps(AbstractObservable):
         gaps = sampled[:count]
         pairs = jnp.where(jnp.eye(count, dtype=bool), 0.0, gaps[:, None] * gaps[None, :])
         return Gaps(jnp.mean(gaps), jnp.sum(pairs) / (count * (count - 1)), flat)
+
+
+def _together(losses: LossValues, evaluation: MeanLoss | None) -> LossValues | None:
+    """Join the probes and the evaluation set, so that one pass of the model measures both.
+
+    None if there is no such set, or if it is not like the probes or measured in other batches.
+    """
+    if evaluation is None:
+        return None
+    probes = (losses.probe, evaluation.probe)
+    kinds = [(probe.batch_size, structure_of((probe.examples, probe.weights))) for probe in probes]
+    if kinds[0] != kinds[1]:
+        return None
+    return LossValues(probe=jax.tree.map(lambda *parts: jnp.concatenate(parts), *probes))
 
 
 class AbstractMoments(AbstractStatistic):

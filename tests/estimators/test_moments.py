@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import slt_jax as slt
+from slt_jax._tree import on_device
 from slt_jax.estimators.moments import Gaps, ProbeGaps, Products, Shifts, ratio_error
 from slt_jax.estimators.probes import Probes, flatten, resolutions
-from slt_jax.observables import LossValues
+from slt_jax.observables import LossValues, MeanLoss
 
 NUM_BATCHES, LENGTH, ENTRIES = 30, 4, 5
 
@@ -153,3 +154,39 @@ def test_products_of_different_minibatches():
     assert float(value.gap) == pytest.approx(8 / 3)
     assert float(value.square) == pytest.approx((1 * 2 + 1 * 5 + 2 * 5) / 3)
     assert observable.num_fresh == 3
+
+
+def test_an_evaluation_set_is_measured_together_with_probes_that_are_like_it():
+    """One pass for both, with the numbers of two; measured in other batches it is by itself."""
+    rng = np.random.default_rng(1)
+    data = rng.normal(size=(11, 3)).astype(np.float32)
+    posterior = slt.LocalPosterior(
+        lambda params, x: (x - params["w"]) ** 2, {"w": np.ones(3, np.float32)}, 10.0, 1.0
+    )
+    displacement = (jnp.asarray(rng.normal(size=3), jnp.float32),)
+
+    def gaps(batch_size, prepared):
+        observable = on_device(
+            ProbeGaps(
+                losses=LossValues(probe=slt.Probe(data[:7], batch_size=4)),
+                statistic=Products(),
+                evaluation=MeanLoss(probe=slt.Probe(data[7:], batch_size=batch_size)),
+                names=("a", "b"),
+                counts=(3, 4),
+            )
+        )
+        if prepared:
+            observable = observable.prepare(posterior)
+            assert (observable.together is not None) == (batch_size == 4)
+        values = [observable.measure(posterior, at, None) for at in (displacement, zeros)]
+        return observable.relative(*values)
+
+    zeros = posterior.restriction.zeros()
+    apart = gaps(2, False)
+    change = (data - 1 - displacement[0]) ** 2 - (data - 1) ** 2
+    np.testing.assert_allclose(apart.gap, change[7:].mean(), rtol=1e-5)
+    np.testing.assert_allclose(apart.losses[-21:], change[:7].ravel(), rtol=1e-4, atol=1e-5)
+    for batch_size, prepared in ((2, True), (4, False), (4, True)):
+        found = gaps(batch_size, prepared)
+        for one, other in zip(found, apart, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
