@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from slt_jax._apart import apart
-from slt_jax._tree import Static, all_finite, choose, join, norm, num_bytes
+from slt_jax._tree import Static, all_finite, choose, is_array, join, norm, num_bytes
 from slt_jax._types import Counter
 from slt_jax.carry import Carry, Rows
 from slt_jax.inputs import Source
@@ -146,14 +146,27 @@ def _run_chunk(
 
 def _reusing(problem: Problem, most_bytes: int) -> Problem:
     """Attach to the observables what no draw changes, computed here, as long as it fits."""
-    observables, left = dict(problem.observables), most_bytes
-    for name, observable in observables.items():
-        # What is traced here and then left out is never computed.
-        prepared = observable.prepare(problem.posterior)
-        added = num_bytes(prepared) - num_bytes(observable)
-        if added <= left:
-            observables[name], left = prepared, left - added
-    return problem._replace(observables=observables)
+    observables, left = problem.observables, most_bytes
+    held = {name: num_bytes(observable) for name, observable in observables.items()}
+    chosen: dict[str, bool] = {}
+    # For all of them what takes little memory, before any is given more.
+    for in_full in (False, True):
+        for name, observable in observables.items():
+            size = _size(functools.partial(observable.prepare, problem.posterior, in_full))
+            added = size - held[name]
+            if 0 < added <= left:
+                chosen[name], held[name], left = in_full, size, left - added
+    prepared = {
+        name: observables[name].prepare(problem.posterior, in_full)
+        for name, in_full in chosen.items()
+    }
+    return problem._replace(observables=observables | prepared)
+
+
+def _size(make: Callable[[], Any]) -> int:
+    """Give the bytes of the arrays that a function would make, computing nothing."""
+    shapes = jax.eval_shape(lambda: [leaf for leaf in jax.tree.leaves(make()) if is_array(leaf)])
+    return sum(shape.size * shape.dtype.itemsize for shape in shapes)
 
 
 def _advance(problem: Problem, carry: Carry, batch: Minibatch, shape: Shape) -> Carry:

@@ -103,6 +103,8 @@ class _Counter:
         unknown = [None] * len(equation.outvars)
         if name == "while":
             return self._while(params, known)
+        if name == "optimization_barrier":
+            return 0.0, known
         if name == "scan":
             state = [None] * (len(known) - params["num_consts"])
             cost, _ = self.cost(params["jaxpr"], known[: params["num_consts"]] + state)

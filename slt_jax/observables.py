@@ -49,8 +49,13 @@ class AbstractObservable(eqx.Module):
         """Give what the statistic takes, from the value at a draw and the value at w*."""
         return jax.tree.map(lambda a, b: a - b, value, center)
 
-    def prepare(self, target: LocalPosterior) -> "AbstractObservable":
-        """Give the same observable with what no displacement changes attached, to be reused."""
+    def prepare(self, target: LocalPosterior, in_full: bool) -> "AbstractObservable":
+        """Give the same observable with what no displacement changes attached, to be reused.
+
+        Args:
+            target: the posterior.
+            in_full: attach all that can be reused, or only what takes little memory.
+        """
         return self
 
 
@@ -114,8 +119,8 @@ class LossValues(AbstractObservable):
 
         return over_probe(losses, self.probe, with_weights=True, prefix=self.prefix)
 
-    def prepare(self, target):
-        prefix = over_probe(target.prefix, self.probe)
+    def prepare(self, target, in_full):
+        prefix = over_probe(lambda examples: target.prefix(examples, in_full), self.probe)
         return eqx.tree_at(lambda o: o.prefix, self, prefix, is_leaf=lambda node: node is None)
 
     def relative(self, value, center):

@@ -146,13 +146,19 @@ class LocalPosterior(eqx.Module):
             -share * center.astype(jnp.float32) for center in self.restriction.read(self.params)
         )
 
-    def prefix(self, examples: Any) -> Any:
+    def prefix(self, examples: Any, in_full: bool = False) -> Any:
         """Give what no displacement changes of the losses of these examples, or None.
 
         A loss function says so by a method ``losses_prefix(params, restriction, examples)``. What
         it gives has one entry per example along the leading axis of every array.
+
+        Args:
+            examples: pytree of arrays with leading axis ``batch``.
+            in_full: also what pays only where the losses are taken at many displacements, by a
+                method ``losses_prefix_in_full`` if there is one.
         """
         own = getattr(self.loss_fn, "losses_prefix", None)
+        own = getattr(self.loss_fn, "losses_prefix_in_full", own) if in_full else own
         return None if own is None else own(self.params, self.restriction, examples)
 
     def losses_at(self, displacement: Displacement, examples: Any, prefix: Any = None) -> Any:

@@ -124,6 +124,32 @@ def test_no_more_is_kept_than_execution_allows(kept):
     assert COUNTS["whole", PROBE] == NUM_OBSERVABLES + measured
 
 
+class Detailed(Layered):
+    """It can give more where that pays: the same twice."""
+
+    def losses_prefix_in_full(self, params, restriction, examples):
+        inputs, _ = examples
+        count("in full", inputs)
+        hidden = jnp.tanh(inputs @ params["below"])
+        return {"hidden": hidden, "again": hidden}
+
+
+@pytest.mark.parametrize("in_full", [0, 1, 2])
+def test_of_what_can_be_kept_the_most_that_fits_is_kept(in_full):
+    # Two observables of equal size: room for all of both, of one, or of none.
+    size = PROBE * len(PARAMS["above"]) * 4
+    room = (2 + in_full) * size + size // 2
+    run = sampled(Detailed(), slt.Execution(steps_per_chunk=CHUNK, probe_cache_bytes=room))
+    assert COUNTS["in full", PROBE] == in_full * NUM_CHUNKS
+    assert COUNTS["prefix", PROBE] == (NUM_OBSERVABLES - in_full) * NUM_CHUNKS
+    # Of a minibatch the losses are taken only once per row.
+    assert COUNTS["in full", BATCH] == 0
+    expected = sampled(plain)
+    np.testing.assert_allclose(
+        run.statistics["values"].value, expected.statistics["values"].value, atol=2e-6
+    )
+
+
 def test_chains_with_batches_of_their_own_have_prefixes_of_their_own():
     run = sampled(Layered(), per_chain=True)
     assert COUNTS["prefix", BATCH] == NUM_CHAINS * NUM_STEPS + 1

@@ -71,12 +71,12 @@ class ProbeGaps(AbstractObservable):
     def num_fresh(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 0 if self.evaluation is not None else self.batches_per_draw
 
-    def prepare(self, target):
+    def prepare(self, target, in_full):
         together = _together(self.losses, self.evaluation)
         if together is not None:
-            return dataclasses.replace(self, together=together.prepare(target))
+            return dataclasses.replace(self, together=together.prepare(target, in_full))
         parts = (self.losses, self.evaluation)
-        prepared = tuple(None if part is None else part.prepare(target) for part in parts)
+        prepared = tuple(None if part is None else part.prepare(target, in_full) for part in parts)
         return eqx.tree_at(
             lambda o: (o.losses, o.evaluation), self, prepared, is_leaf=lambda node: node is None
         )

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from slt_jax._types import Displacement
 from slt_jax.minibatch import Losses
-from slt_jax.models import fast_path, head_path
+from slt_jax.models import fast_path
 from slt_jax.models.attention import AbstractAttention, BlockwiseAttention
 from slt_jax.models.config import DecoderConfig, floating_dtype
 from slt_jax.models.cross_entropy import token_losses
@@ -115,15 +115,16 @@ class Decoder(eqx.Module):
             restriction: the weights that move.
             examples: a batch, as for the decoder itself.
         """
-        layer = fast_path.moving_layer(self.config, restriction)
-        if layer is None:
-            return None
-        ids, _, mask = token_arrays(examples)
-        sequences = self.sequences(ids, mask)
-        x = fast_path.below(self, params, layer, self.embed(params, ids), sequences)
-        if not head_path.moves_one_head(self.config, restriction):
-            return x
-        return head_path.streams(self, params, layer, x, sequences)
+        return fast_path.prefix(self, params, restriction, examples, every_head=False)
+
+    def losses_prefix_in_full(
+        self, params: Mapping[str, Array], restriction: Restriction, examples: Any
+    ) -> Float[Array, "batch pos d"] | HeadStreams | None:
+        """Give the same for examples of which the losses are taken at many displacements.
+
+        If one head moves, it holds also what each head of its layer adds at w*.
+        """
+        return fast_path.prefix(self, params, restriction, examples, every_head=True)
 
     def losses_at(
         self,

@@ -22,8 +22,9 @@ from jaxtyping import Array, Float, Int
 
 from slt_jax._types import Displacement
 from slt_jax.models.config import DecoderConfig
-from slt_jax.models.head_path import HeadStreams, through_layer
+from slt_jax.models.head_path import HeadStreams, moves_one_head, streams, through_layer
 from slt_jax.models.layout import parameter_axes
+from slt_jax.models.tokens import token_arrays
 from slt_jax.restriction import Block, Restriction
 
 if TYPE_CHECKING:
@@ -50,6 +51,33 @@ def moving_layer(config: DecoderConfig, restriction: Restriction) -> Int[Array, 
         for block in blocks
     )
     return jnp.asarray(blocks[0].start[0], jnp.int32) if is_layer else None
+
+
+def prefix(
+    decoder: "Decoder",
+    params: Mapping[str, Array],
+    restriction: Restriction,
+    examples: Any,
+    every_head: bool,
+) -> Float[Array, "batch pos d"] | HeadStreams | None:
+    """Give the part of the losses that no displacement changes, or None if there is none.
+
+    Args:
+        decoder: the model.
+        params: w*.
+        restriction: the weights that move.
+        examples: a batch, as for the decoder.
+        every_head: if one head moves, give also what each head of its layer adds.
+    """
+    layer = moving_layer(decoder.config, restriction)
+    if layer is None:
+        return None
+    ids, _, mask = token_arrays(examples)
+    sequences = decoder.sequences(ids, mask)
+    x = below(decoder, params, layer, decoder.embed(params, ids), sequences)
+    if not moves_one_head(decoder.config, restriction):
+        return x
+    return streams(decoder, params, layer, x, sequences, every_head)
 
 
 def below(

@@ -33,11 +33,12 @@ class HeadStreams(NamedTuple):
     """Residual streams at w* around the attention of the layer in which a head moves.
 
     ``after`` is that after attention, or after the whole layer where its MLP does not read what
-    attention adds.
+    attention adds. ``added`` is what every head adds, if that was asked for.
     """
 
     entering: Float[Array, "batch pos d"]
     after: Float[Array, "batch pos d"]
+    added: Float[Array, "batch head pos d"] | None = None
 
 
 def moves_one_head(config: DecoderConfig, restriction: Restriction) -> bool:
@@ -73,12 +74,29 @@ def streams(
     layer: Int[Array, ""],
     x: Float[Array, "batch pos d"],
     sequences: "Sequences",
+    every_head: bool,
 ) -> HeadStreams:
-    """Give the residual streams around a layer's attention at w*, from the one that enters it."""
+    """Give the residual streams around a layer's attention at w*, from the one that enters it.
+
+    Args:
+        decoder: the model.
+        params: w*.
+        layer: the number of the layer.
+        x: the residual stream that enters it.
+        sequences: what ``decoder.sequences`` gave.
+        every_head: give also what each head adds, which takes as much memory as there are heads.
+    """
     weights = decoder.layer_weights(params, layer)
+
+    def added(number: Array) -> Array:
+        own = _head(decoder.config, weights, number)
+        return decoder.attended({**weights, **own}, layer, x, sequences)
+
+    numbers = jnp.arange(decoder.config.num_heads, dtype=jnp.int32)
+    apart = jnp.moveaxis(jax.lax.map(added, numbers), 0, 1) if every_head else None
     if _mlp_reads_attention(decoder.config):
-        return HeadStreams(x, x + decoder.attended(weights, layer, x, sequences))
-    return HeadStreams(x, decoder.block(weights, layer, x, sequences))
+        return HeadStreams(x, x + decoder.attended(weights, layer, x, sequences), apart)
+    return HeadStreams(x, decoder.block(weights, layer, x, sequences), apart)
 
 
 def through_layer(
@@ -113,7 +131,8 @@ def through_layer(
     def added(own: Mapping[str, Array]) -> Array:
         return decoder.attended({**weights, **own}, layer, known.entering, sequences)
 
-    x = known.after + (added(moved) - jax.lax.stop_gradient(added(center)))
+    before = added(center) if known.added is None else known.added[:, number]
+    x = known.after + (added(moved) - jax.lax.stop_gradient(before))
     return decoder.with_mlp(weights, x) if _mlp_reads_attention(config) else x
 
 

@@ -176,7 +176,7 @@ def test_an_evaluation_set_is_measured_together_with_probes_that_are_like_it():
             )
         )
         if prepared:
-            observable = observable.prepare(posterior)
+            observable = observable.prepare(posterior, True)
             assert (observable.together is not None) == (batch_size == 4)
         values = [observable.measure(posterior, at, None) for at in (displacement, zeros)]
         return observable.relative(*values)

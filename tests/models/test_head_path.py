@@ -84,6 +84,51 @@ def test_losses_and_gradients_are_those_of_the_whole_model(name):
         assert_equal_to_the_whole_model(ARCHITECTURES[name], component)
 
 
+@jax.jit(compiler_options=QUICK)
+def by_the_head_from_all_that_is_known(decoder, params, restriction, displacement):
+    known = decoder.losses_prefix_in_full(params, restriction, IDS)
+
+    def loss(displacement):
+        return mean_and_losses(decoder.losses_at(params, restriction, displacement, IDS, known))
+
+    return jax.grad(loss, has_aux=True)(displacement)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_every_head_adds_at_the_center_can_be_known_before(name):
+    config = ARCHITECTURES[name]
+    for component in ("l0h3", "l2h0"):
+        restriction = components_of(config)[component]
+        arguments = Decoder(config), weights_of(config), restriction, displacements(restriction)
+        found = by_the_head_from_all_that_is_known(*arguments)
+        for ours, theirs in zip(
+            *map(jax.tree.leaves, (found, by_the_head(*arguments))), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
+
+
+def test_then_a_head_costs_half():
+    """Its part of the layer, in a model without an MLP and with nothing above."""
+    config = ARCHITECTURES["attention only"]
+    decoder, params = Decoder(config), parameter_shapes(config)
+    restriction = components_of(config)["l2h1"]
+    zeros = jax.eval_shape(restriction.zeros)
+
+    def cost(prefix_of):
+        prefix = jax.eval_shape(prefix_of, params, restriction, IDS)
+        hidden = jax.eval_shape(decoder.hidden, params_of(params), IDS)
+        unembedding = count_flops(decoder.losses_from, params, hidden, IDS)
+
+        def losses(params, displacement, prefix):
+            return decoder.losses_at(params, restriction, displacement, IDS, prefix)
+
+        return count_flops(losses, params, zeros, prefix) - unembedding
+
+    assert cost(decoder.losses_prefix_in_full) == pytest.approx(
+        cost(decoder.losses_prefix) / 2, rel=0.1
+    )
+
+
 @pytest.mark.parametrize("component", ["l1h2 o", "l1h1 q"])
 def test_so_are_those_of_a_part_of_a_head(component):
     assert_equal_to_the_whole_model(SEQUENTIAL, component)
