@@ -12,7 +12,7 @@ from slt_jax._apart import apart
 from slt_jax._types import ChainKey, Counter, Displacement
 
 _ROW = 128
-_LARGE = 2**20
+_LARGE = 2**18
 _BLOCK = 2**16
 
 

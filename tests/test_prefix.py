@@ -136,7 +136,7 @@ class Detailed(Layered):
 
 @pytest.mark.parametrize("in_full", [0, 1, 2])
 def test_of_what_can_be_kept_the_most_that_fits_is_kept(in_full):
-    # Two observables of equal size: room for all of both, of one, or of none.
+    # Two observables of equal size: room for all of none, of one, or of both.
     size = PROBE * len(PARAMS["above"]) * 4
     room = (2 + in_full) * size + size // 2
     run = sampled(Detailed(), slt.Execution(steps_per_chunk=CHUNK, probe_cache_bytes=room))
