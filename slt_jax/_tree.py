@@ -1,5 +1,6 @@
 """Pytree helpers: paths of leaves, finiteness, norms, and the split into arrays and code."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,12 @@ def num_bytes(tree: PyTree) -> int:
     """Give the memory that the arrays of a pytree take, in bytes; they may be traced."""
     leaves = (leaf for leaf in jax.tree.leaves(tree) if is_array(leaf))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def bytes_made(make: Callable[[], PyTree]) -> int:
+    """Give the memory of the arrays that a function would make, in bytes, computing nothing."""
+    shapes = jax.eval_shape(lambda: [leaf for leaf in jax.tree.leaves(make()) if is_array(leaf)])
+    return sum(shape.size * shape.dtype.itemsize for shape in shapes)
 
 
 def choose(keep_first: Flag, first: PyTree, second: PyTree) -> PyTree:

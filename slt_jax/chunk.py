@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from slt_jax._apart import apart
-from slt_jax._tree import Static, all_finite, choose, is_array, join, norm, num_bytes
+from slt_jax._tree import Static, all_finite, bytes_made, choose, join, norm, num_bytes
 from slt_jax._types import Counter
 from slt_jax.carry import Carry, Rows
+from slt_jax.centers import centers
 from slt_jax.inputs import Source
 from slt_jax.kernels.base import AbstractKernel, Info
 from slt_jax.minibatch import Center, Minibatch, leading_axis, over_minibatches
@@ -108,7 +109,7 @@ def _run_chunk(
     schedule: Schedule,
 ) -> tuple[Carry, Records]:
     problem = _reusing(join(arrays, static), shape.probe_cache_bytes)
-    source, fresh = sources
+    source, fresh = _with_centers(problem.posterior, sources)
     records = _empty_records(problem, carry, shape)
 
     def body(number: Counter, state: tuple[Carry, Records]) -> tuple[Carry, Records]:
@@ -152,7 +153,7 @@ def _reusing(problem: Problem, most_bytes: int) -> Problem:
     # For all of them what takes little memory, before any is given more.
     for in_full in (False, True):
         for name, observable in observables.items():
-            size = _size(functools.partial(observable.prepare, problem.posterior, in_full))
+            size = bytes_made(functools.partial(observable.prepare, problem.posterior, in_full))
             added = size - held[name]
             if 0 < added <= left:
                 chosen[name], held[name], left = in_full, size, left - added
@@ -163,10 +164,21 @@ def _reusing(problem: Problem, most_bytes: int) -> Problem:
     return problem._replace(observables=observables | prepared)
 
 
-def _size(make: Callable[[], Any]) -> int:
-    """Give the bytes of the arrays that a function would make, computing nothing."""
-    shapes = jax.eval_shape(lambda: [leaf for leaf in jax.tree.leaves(make()) if is_array(leaf)])
-    return sum(shape.size * shape.dtype.itemsize for shape in shapes)
+def _with_centers(
+    posterior: LocalPosterior, sources: tuple[Source, Source | None]
+) -> tuple[Source, Source | None]:
+    """Attach to data that are on the device what is known of them at w*, if they are small."""
+    source, fresh = sources
+    if source.whole:
+        size = leading_axis(source.examples)
+    elif source.indices is not None:
+        size = source.indices.shape[-1]
+    else:
+        return sources
+    known = centers(posterior, source.examples, source.weights, size)
+    if fresh is not None and fresh.indices is not None:
+        fresh = fresh.with_center(known)
+    return source.with_center(known), fresh
 
 
 def _advance(problem: Problem, carry: Carry, batch: Minibatch, shape: Shape) -> Carry:

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from slt_jax._tree import on_device
 from slt_jax._types import ChainKey, Counter, Scalar
 from slt_jax.data import Batches, BatchOrder, batch_key, uniform_subset
-from slt_jax.minibatch import Minibatch
+from slt_jax.minibatch import Center, Minibatch
 from slt_jax.placement import Layout, place
 
 
@@ -21,7 +21,8 @@ class Source(eqx.Module):
 
     With ``indices``, ``examples`` is the whole data set and batches are gathered from it; without,
     ``examples`` holds the batches themselves, stacked along a leading axis of steps; a ``whole``
-    source is one batch for all steps. ``fresh`` is the like for observations.
+    source is one batch for all steps. ``fresh`` is the like for observations. ``center`` is what is
+    known at w* of ``examples``, if it is.
     """
 
     examples: Any
@@ -29,15 +30,23 @@ class Source(eqx.Module):
     indices: Array | None
     mean_weight: Scalar | None
     whole: bool = eqx.field(static=True)
+    center: Center | None = None
+
+    def with_center(self, center: Center | None) -> "Source":
+        """Give the same source with what is known of its examples at w*."""
+        return Source(
+            self.examples, self.weights, self.indices, self.mean_weight, self.whole, center
+        )
 
     def take(self, number: Counter) -> Minibatch:
         """Give the minibatch of the chunk's step ``number``, or one per chain on a leading axis."""
         if self.whole:
-            return Minibatch(self.examples, self.weights, self.mean_weight)
+            return Minibatch(self.examples, self.weights, self.mean_weight, self.center)
         chosen = number if self.indices is None else self.indices[number]
-        examples = jax.tree.map(lambda leaf: leaf[chosen], self.examples)
-        weights = None if self.weights is None else self.weights[chosen]
-        return Minibatch(examples, weights, self.mean_weight)
+        examples, weights, center = jax.tree.map(
+            lambda leaf: leaf[chosen], (self.examples, self.weights, self.center)
+        )
+        return Minibatch(examples, weights, self.mean_weight, center)
 
 
 class Window(NamedTuple):

@@ -180,8 +180,16 @@ class LocalPosterior(eqx.Module):
         return own(self.params, self.restriction, displacement, examples, *known)
 
     def center(self, batch: Minibatch) -> Center:
-        """Give the unreduced losses at w* on a minibatch, and what they share with all others."""
-        prefix = self.prefix(batch.examples)
+        """Give the unreduced losses at w* on a minibatch, and what they share with all others.
+
+        What the minibatch brings of it is not computed again.
+        """
+        known = batch.center
+        prefix = None if known is None else known.prefix
+        if prefix is None:
+            prefix = self.prefix(batch.examples)
+        if known is not None:
+            return Center(known.losses, prefix=prefix)
         if prefix is None:
             losses = self.loss_fn(self.params, batch.examples)
         else:

@@ -19,6 +19,7 @@ LAYERS = (
     ("_apart", "selection", "redefinition"),
     ("restriction", "dataset", "minibatch", "noise", "statistics"),
     ("posterior", "data", "grouping", "flops"),
+    ("centers",),
     ("kernels", "observables", "inputs", "survey", "fingerprint"),
     ("carry",),
     ("run",),

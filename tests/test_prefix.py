@@ -16,6 +16,7 @@ NUM_BURNIN = 2
 EVERY = 2
 CHUNK = 4
 BATCH = 8
+FEW = 3  # Of which there are too many to look at all of them beforehand.
 PROBE = 5
 COUNTS = collections.Counter()
 KEY = jax.random.key(3)
@@ -60,14 +61,16 @@ class Layered(eqx.Module):
         return jnp.square(prefix["hidden"] @ (params["above"] + displacement[0]) - targets)
 
 
-def sampled(loss, execution=None, restriction=ABOVE, per_chain=False, batch_size=None):
+def sampled(
+    loss, execution=None, restriction=ABOVE, per_chain=False, batch_size=None, sampled_at_once=BATCH
+):
     probe = slt.Probe(tuple(column[:PROBE] for column in DATA), batch_size=batch_size)
     posterior = slt.LocalPosterior(loss, PARAMS, 20.0, 50.0, restriction=restriction)
     COUNTS.clear()
     run = slt.sample(
         posterior,
         slt.sgld(1e-3),
-        slt.Batches(DATA, BATCH, per_chain=per_chain),
+        slt.Batches(DATA, sampled_at_once, per_chain=per_chain),
         KEY,
         num_chains=NUM_CHAINS,
         num_draws=NUM_DRAWS,
@@ -88,14 +91,17 @@ NUM_CHUNKS = 1 + -(-NUM_DRAWS // CHUNK)  # a chunk ends with the burn-in
 NUM_OBSERVABLES = 2
 
 
+@pytest.mark.parametrize(("size", "times"), [(FEW, NUM_STEPS), (BATCH, 32 // BATCH * NUM_CHUNKS)])
 @pytest.mark.parametrize("rows", ["vmap", "map"])
-def test_a_prefix_is_computed_once_per_step_and_once_per_chunk_of_a_probe(rows):
-    run = sampled(Layered(), slt.Execution(rows=rows, steps_per_chunk=CHUNK))
+def test_a_prefix_is_computed_once_per_step_and_once_per_chunk_of_a_probe(rows, size, times):
+    """That of small data once per chunk, batch by batch."""
+    execution = slt.Execution(rows=rows, steps_per_chunk=CHUNK)
+    run = sampled(Layered(), execution, sampled_at_once=size)
     # The first program looks at one batch too, and at the probes without keeping anything.
-    assert COUNTS["prefix", BATCH] == NUM_STEPS + 1
+    assert COUNTS["prefix", size] == times + 1
     assert COUNTS["prefix", PROBE] == NUM_OBSERVABLES * NUM_CHUNKS
     assert COUNTS["whole", PROBE] == NUM_OBSERVABLES
-    expected = sampled(plain, slt.Execution(rows=rows, steps_per_chunk=CHUNK))
+    expected = sampled(plain, execution, sampled_at_once=size)
     np.testing.assert_allclose(run.traces["gap"], expected.traces["gap"], atol=2e-6)
     for name, estimate in expected.statistics.items():
         np.testing.assert_allclose(run.statistics[name].value, estimate.value, atol=2e-6)
@@ -151,9 +157,9 @@ def test_of_what_can_be_kept_the_most_that_fits_is_kept(in_full):
 
 
 def test_chains_with_batches_of_their_own_have_prefixes_of_their_own():
-    run = sampled(Layered(), per_chain=True)
-    assert COUNTS["prefix", BATCH] == NUM_CHAINS * NUM_STEPS + 1
-    expected = sampled(plain, per_chain=True)
+    run = sampled(Layered(), per_chain=True, sampled_at_once=FEW)
+    assert COUNTS["prefix", FEW] == NUM_CHAINS * NUM_STEPS + 1
+    expected = sampled(plain, per_chain=True, sampled_at_once=FEW)
     np.testing.assert_allclose(run.traces["gap"], expected.traces["gap"], atol=2e-6)
 
 

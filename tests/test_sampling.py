@@ -178,12 +178,15 @@ class CountingLoss(eqx.Module):
         return network_loss(restriction.insert(params, displacement), batch)
 
 
-def test_losses_at_the_center_are_computed_once_per_chain_not_per_component():
+@pytest.mark.parametrize(("size", "per_draw"), [(4, NUM_CHAINS), (8, 0)])
+def test_losses_at_the_center_are_computed_once_per_chain_not_per_component(size, per_draw):
+    """Of 64 examples in 8 batches they are all computed before the first step."""
+
     def count(num_draws):
         CENTERS.clear()
         sample(
             make_posterior(CountingLoss()),
-            batches=OWN_BATCHES,
+            batches=slt.Batches(DATA, size, weights=WEIGHTS, per_chain=True),
             components={"first": head(0), "second": head(1)},
             num_draws=num_draws,
             observables=None,
@@ -193,7 +196,7 @@ def test_losses_at_the_center_are_computed_once_per_chain_not_per_component():
         jax.effects_barrier()
         return len(CENTERS)
 
-    assert count(25) - count(5) == 20 * NUM_CHAINS
+    assert count(25) - count(5) == 20 * per_draw
 
 
 def test_dispersed_chains_start_from_the_localization():

@@ -22,7 +22,13 @@ from jaxtyping import Array, Float, Int
 
 from slt_jax._types import Displacement
 from slt_jax.models.config import DecoderConfig
-from slt_jax.models.head_path import HeadStreams, moves_one_head, streams, through_layer
+from slt_jax.models.head_path import (
+    HeadStreams,
+    mlp_reads_attention,
+    moves_one_head,
+    streams,
+    through_layer,
+)
 from slt_jax.models.layout import parameter_axes
 from slt_jax.models.tokens import token_arrays
 from slt_jax.restriction import Block, Restriction
@@ -74,25 +80,32 @@ def prefix(
         return None
     ids, _, mask = token_arrays(examples)
     sequences = decoder.sequences(ids, mask)
-    x = below(decoder, params, layer, decoder.embed(params, ids), sequences)
-    if not moves_one_head(decoder.config, restriction):
-        return x
-    return streams(decoder, params, layer, x, sequences, every_head)
+    embedded, leaving = decoder.embed(params, ids), None
+    one_head = moves_one_head(decoder.config, restriction)
+    if one_head and not mlp_reads_attention(decoder.config):
+        # One loop for what enters the layer and what leaves it: the layer is compiled once.
+        entering, leaving = from_below(decoder, params, layer + 1, embedded, sequences)
+    else:
+        _, entering = from_below(decoder, params, layer, embedded, sequences)
+    if not one_head:
+        return entering
+    return streams(decoder, params, layer, entering, leaving, sequences, every_head)
 
 
-def below(
+def from_below(
     decoder: "Decoder",
     params: Mapping[str, Array],
-    layer: Int[Array, ""],
+    count: Int[Array, ""],
     x: Float[Array, "batch pos d"],
     sequences: "Sequences",
-) -> Float[Array, "batch pos d"]:
-    """Give the residual stream that enters a layer, from the embedding; not differentiable."""
+) -> tuple[Float[Array, "batch pos d"], Float[Array, "batch pos d"]]:
+    """Give the residual streams before and after the last of so many layers; not differentiable."""
 
-    def step(number: Array, x: Array) -> Array:
-        return decoder.block(decoder.layer_weights(params, number), number, x, sequences)
+    def step(number: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        _, x = state
+        return x, decoder.block(decoder.layer_weights(params, number), number, x, sequences)
 
-    return jax.lax.fori_loop(jnp.int32(0), layer, step, x)
+    return jax.lax.fori_loop(jnp.int32(0), count, step, (x, x))
 
 
 def through(
@@ -112,8 +125,8 @@ def through(
         restriction: blocks in one layer, cut with extent 1 along the leading axis.
         displacement: float32, one array per block.
         layer: the number of that layer.
-        x: residual stream that enters it, as ``below`` gives it, or those around its attention if
-            one head moves.
+        x: residual stream that enters it, or those around its attention if one head moves, as
+            ``prefix`` gives them.
         sequences: what ``decoder.sequences`` gave.
     """
     arguments = (decoder, params, restriction, displacement, layer)

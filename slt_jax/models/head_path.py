@@ -72,17 +72,19 @@ def streams(
     decoder: "Decoder",
     params: Mapping[str, Array],
     layer: Int[Array, ""],
-    x: Float[Array, "batch pos d"],
+    entering: Float[Array, "batch pos d"],
+    leaving: Float[Array, "batch pos d"] | None,
     sequences: "Sequences",
     every_head: bool,
 ) -> HeadStreams:
-    """Give the residual streams around a layer's attention at w*, from the one that enters it.
+    """Give the residual streams around a layer's attention at w*.
 
     Args:
         decoder: the model.
         params: w*.
         layer: the number of the layer.
-        x: the residual stream that enters it.
+        entering: the residual stream that enters it.
+        leaving: that which leaves it; None where its MLP reads what attention adds.
         sequences: what ``decoder.sequences`` gave.
         every_head: give also what each head adds, which takes as much memory as there are heads.
     """
@@ -90,13 +92,13 @@ def streams(
 
     def added(number: Array) -> Array:
         own = _head(decoder.config, weights, number)
-        return decoder.attended({**weights, **own}, layer, x, sequences)
+        return decoder.attended({**weights, **own}, layer, entering, sequences)
 
     numbers = jnp.arange(decoder.config.num_heads, dtype=jnp.int32)
     apart = jnp.moveaxis(jax.lax.map(added, numbers), 0, 1) if every_head else None
-    if _mlp_reads_attention(decoder.config):
-        return HeadStreams(x, x + decoder.attended(weights, layer, x, sequences), apart)
-    return HeadStreams(x, decoder.block(weights, layer, x, sequences), apart)
+    if leaving is None:
+        leaving = entering + decoder.attended(weights, layer, entering, sequences)
+    return HeadStreams(entering, leaving, apart)
 
 
 def through_layer(
@@ -133,7 +135,7 @@ def through_layer(
 
     before = added(center) if known.added is None else known.added[:, number]
     x = known.after + (added(moved) - jax.lax.stop_gradient(before))
-    return decoder.with_mlp(weights, x) if _mlp_reads_attention(config) else x
+    return decoder.with_mlp(weights, x) if mlp_reads_attention(config) else x
 
 
 def _head(
@@ -152,5 +154,6 @@ def _head(
     return {name: cut(name) for name in _OF_HEADS if name in weights}
 
 
-def _mlp_reads_attention(config: DecoderConfig) -> bool:
+def mlp_reads_attention(config: DecoderConfig) -> bool:
+    """Tell whether the MLP of a layer reads what its attention adds."""
     return bool(config.mlp_width) and not config.parallel
