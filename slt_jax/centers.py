@@ -1,20 +1,16 @@
 """What is known at w* of all examples of small data: computed once per chunk, not at every step."""
 
 import functools
-from collections.abc import Callable
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from slt_jax._tree import bytes_made
 from slt_jax._types import Examples
-from slt_jax.minibatch import Center, Minibatch, leading_axis
+from slt_jax.minibatch import Center, Minibatch, in_batches, leading_axis
 from slt_jax.posterior import LocalPosterior
 
-# Every batch is one pass forwards per chunk; a step takes one per minibatch, and three for every
-# chain. A chunk has 32 steps or more unless a user asks for fewer.
+# Every batch is one pass forwards per chunk, against one per minibatch at every step: less work
+# wherever a chunk has more than so many minibatches, as those of the default length have.
 _MOST_BATCHES = 8
 _MOST_BYTES = 2**26
 
@@ -37,26 +33,17 @@ def centers(
         arrays with one entry per example along the leading axis, without ``prefix`` if that takes
         too much memory.
     """
-    count = leading_axis(examples)
-    num_batches = -(-count // batch_size)
-    if num_batches > _MOST_BATCHES:
+    if leading_axis(examples) > _MOST_BATCHES * batch_size:
         return None
-    # The last batch is filled up with the first examples: all have one shape, and one program.
-    numbers = np.arange(num_batches * batch_size, dtype=np.int32) % count
 
-    def look(chosen: Array) -> Center:
-        return posterior.center(
-            Minibatch(*jax.tree.map(lambda leaf: leaf[chosen], (examples, weights)))
-        )
+    def look(inputs: tuple[Examples, Array | None]) -> Center:
+        return posterior.center(Minibatch(*inputs))
 
-    def look_without_prefix(chosen: Array) -> Center:
-        return look(chosen)._replace(prefix=None)
+    def look_without_prefix(inputs: tuple[Examples, Array | None]) -> Center:
+        return look(inputs)._replace(prefix=None)
 
-    def of_all(look: Callable[[Array], Center]) -> Center:
-        found = jax.lax.map(look, jnp.asarray(numbers.reshape(num_batches, batch_size)))
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
-
-    for kept in (look, look_without_prefix):
-        if bytes_made(functools.partial(of_all, kept)) <= _MOST_BYTES:
-            return of_all(kept)
+    for one in (look, look_without_prefix):
+        of_all = functools.partial(in_batches, one, (examples, weights), batch_size)
+        if bytes_made(of_all) <= _MOST_BYTES:
+            return of_all()
     return None

@@ -115,3 +115,37 @@ def over_minibatches(fn: Callable[[Minibatch], Any], batches: Minibatch) -> Any:
         return fn(Minibatch(examples, weights, batches.mean_weight, center))
 
     return jax.lax.map(one, (batches.examples, batches.weights, batches.center))
+
+
+def in_batches(fn: Callable[[Any], Any], inputs: Any, batch_size: int) -> Any:
+    """Apply ``fn`` to examples, ``batch_size`` of them at a time, and join the results.
+
+    The last batch is filled up with its last example: the model is compiled once.
+
+    Args:
+        fn: gives a pytree of arrays with one entry per example along the leading axis.
+        inputs: pytree of arrays that share their leading axis.
+        batch_size: examples at a time; all at once if there are no more than that.
+
+    Raises:
+        ValueError: results without one entry per example.
+    """
+    size = leading_axis(inputs)
+    if batch_size >= size:
+        return fn(inputs)
+    num_batches = -(-size // batch_size)
+    padding = num_batches * batch_size - size
+
+    def cut(leaf: Array) -> Array:
+        padded = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], padding, axis=0)])
+        return padded.reshape(num_batches, batch_size, *leaf.shape[1:])
+
+    def join(leaf: Array) -> Array:
+        if leaf.shape[1:2] != (batch_size,):
+            raise ValueError(
+                f"batch_size={batch_size} needs values with one entry per example, got shape "
+                f"{leaf.shape[1:]}: leave it out of the probe to measure anything else"
+            )
+        return leaf.reshape(-1, *leaf.shape[2:])[:size]
+
+    return jax.tree.map(join, jax.lax.map(fn, jax.tree.map(cut, inputs)))

@@ -12,7 +12,13 @@ from jaxtyping import PyTree
 
 from slt_jax._types import Displacement
 from slt_jax.data import Probe
-from slt_jax.minibatch import Minibatch, leading_axis, over_minibatches, values_and_weights
+from slt_jax.minibatch import (
+    Minibatch,
+    in_batches,
+    leading_axis,
+    over_minibatches,
+    values_and_weights,
+)
 from slt_jax.posterior import LocalPosterior
 from slt_jax.statistics import AbstractStatistic, Mean, Trace
 
@@ -214,21 +220,4 @@ def over_probe(
     weights = jnp.ones((size,), jnp.float32) if probe.weights is None else probe.weights
     inputs = (probe.examples, weights) if with_weights else probe.examples
     inputs = inputs if prefix is None else (probe.examples, weights, prefix)
-    if probe.batch_size is None or probe.batch_size >= size:
-        return fn(inputs)
-    num_batches = -(-size // probe.batch_size)
-    padding = num_batches * probe.batch_size - size
-
-    def cut(leaf: jax.Array) -> jax.Array:
-        padded = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], padding, axis=0)])
-        return padded.reshape(num_batches, probe.batch_size, *leaf.shape[1:])
-
-    def join(leaf: jax.Array) -> jax.Array:
-        if leaf.shape[1:2] != (probe.batch_size,):
-            raise ValueError(
-                f"a probe with batch_size={probe.batch_size} needs values with one entry per "
-                f"example, got shape {leaf.shape[1:]}; leave it out to measure anything else"
-            )
-        return leaf.reshape(-1, *leaf.shape[2:])[:size]
-
-    return jax.tree.map(join, jax.lax.map(fn, jax.tree.map(cut, inputs)))
+    return fn(inputs) if probe.batch_size is None else in_batches(fn, inputs, probe.batch_size)
