@@ -102,16 +102,21 @@ def place(layout: Layout | None, tree: Any, where: Any = EVERYWHERE) -> Any:
         return tree
 
     def put(spec: PartitionSpec, branch: Any) -> Any:
+        sharding = NamedSharding(layout.mesh, spec)
+        if spec == EVERYWHERE:
+            return jax.device_put(branch, sharding)
         # Of an array on one device JAX cuts the shares by a compiled program for every shape.
-        branch = branch if spec == EVERYWHERE else jax.tree.map(_on_host, branch)
-        return jax.device_put(branch, NamedSharding(layout.mesh, spec))
+        return jax.tree.map(lambda leaf: _put_shares(leaf, sharding), branch)
 
     return jax.tree.map(put, where, tree, is_leaf=lambda spec: isinstance(spec, PartitionSpec))
 
 
-def _on_host(leaf: Any) -> Any:
-    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return leaf if is_key else jax.device_get(leaf)
+def _put_shares(leaf: Any, sharding: NamedSharding) -> Any:
+    """Send every device its share by way of the host."""
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.device_put(jax.device_get(leaf), sharding)
+    words = jax.device_put(jax.device_get(jax.random.key_data(leaf)), sharding)
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
 
 
 def over_devices(

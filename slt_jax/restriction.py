@@ -103,7 +103,9 @@ class Block(eqx.Module):
         """Give the block's weights as float32 of shape ``size``."""
         viewed = leaf.reshape(self.view)
         if not self.is_whole:
-            viewed = jax.lax.dynamic_slice(viewed, self.start, self.size)
+            viewed = jax.lax.dynamic_slice(
+                viewed, self.start, self.size, allow_negative_indices=False
+            )
         return viewed.astype(_sum_dtype(leaf.dtype))
 
     def insert(self, leaf: Array, displacement: Array) -> Array:
@@ -113,7 +115,9 @@ class Block(eqx.Module):
         if self.is_whole:
             return (viewed + shift).reshape(leaf.shape)
         if any(1 < size < extent for size, extent in zip(self.size, self.view, strict=True)):
-            shift = jax.lax.dynamic_update_slice(jnp.zeros_like(viewed), shift, self.start)
+            shift = jax.lax.dynamic_update_slice(
+                jnp.zeros_like(viewed), shift, self.start, allow_negative_indices=False
+            )
         # A select keeps a leaf that is sharded along a cut axis in place. A slice of it, or into
         # it, at a traced offset makes the partitioner gather the leaf, and all layers with it.
         return jnp.where(self._inside(), viewed + shift, viewed).reshape(leaf.shape)

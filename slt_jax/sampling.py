@@ -38,7 +38,7 @@ from slt_jax.validation import check_arguments, check_execution, check_settings
 _LONGEST_CHUNK = 256
 # While programs run side by side on a CPU, XLA keeps of every step of a transformer up to a
 # megabyte until the program ends.
-_LONGEST_SIDE_BY_SIDE = 32
+_LONGEST_SIDE_BY_SIDE = 16
 _CHUNK_BYTES = 2**28
 
 

@@ -123,9 +123,14 @@ def _rows(key: ChainKey, selections: Array, starts: Any, num_chains: int) -> Row
     num_components = selections.shape[0]
     component = jnp.repeat(jnp.arange(num_components), num_chains)
     chain = jnp.tile(jnp.arange(num_chains, dtype=jnp.int32), num_components)
-    keys = jax.vmap(
-        lambda selection, number: jax.random.fold_in(jax.random.fold_in(key, selection), number)
-    )(selections[component], chain)
+
+    def fold(keys: ChainKey, numbers: Array) -> tuple[ChainKey, None]:
+        return jax.vmap(jax.random.fold_in)(keys, numbers), None
+
+    # A loop, for the compiler unrolls every application of the generator.
+    keys, _ = jax.lax.scan(
+        fold, jnp.broadcast_to(key, component.shape), jnp.stack([selections[component], chain])
+    )
     own = None if starts is None else jax.tree.map(lambda leaf: leaf[component], starts)
     return Rows(keys, chain, own)
 
@@ -172,7 +177,7 @@ def _center(observable: AbstractObservable, posterior: LocalPosterior, batch: Mi
         )
         # The mean weight is one number for all minibatches, as in ``over_minibatches``.
         fresh = Minibatch(examples, weights, batch.mean_weight, center)
-    return observable.measure(posterior, posterior.restriction.zeros(), fresh)
+    return observable.at_center(posterior, fresh)
 
 
 def _feel(

@@ -12,7 +12,7 @@ from slt_jax._tree import Static, join, on_device, path_table, split
 from slt_jax.data import Batches, Probe
 from slt_jax.examples import abstract_value, check_examples
 from slt_jax.minibatch import Minibatch, values_and_weights
-from slt_jax.observables import LossValues, over_probe
+from slt_jax.observables import LossValues
 from slt_jax.posterior import LocalPosterior
 
 
@@ -160,26 +160,33 @@ def _join_weights(probes: Mapping[str, Probe]) -> np.ndarray | None:
 
 
 @functools.partial(jax.jit, static_argnames="static")
-def _losses(static: Static, arrays: Any) -> tuple[jax.Array, jax.Array]:
-    posterior: LocalPosterior
-    probe: Probe
-    posterior, probe = join(arrays, static)
-
-    def losses(examples: tuple[Any, Any]) -> tuple[jax.Array, jax.Array]:
-        inputs, given = examples
-        batch = Minibatch(inputs, given)
-        values, weights = values_and_weights(posterior.loss_fn(posterior.params, inputs), batch)
-        assert weights is not None
-        return values, weights
-
-    return over_probe(losses, probe, with_weights=True)
+def _losses(static: Static, arrays: Any, examples: Any, given: Any) -> tuple[jax.Array, jax.Array]:
+    """Give losses at w* and weights of one batch."""
+    posterior: LocalPosterior = join(arrays, static)
+    found = posterior.loss_fn(posterior.params, examples)
+    values, weights = values_and_weights(found, Minibatch(examples, given))
+    assert weights is not None
+    return values, weights
 
 
 def losses_at_center(posterior: LocalPosterior, probe: Probe) -> tuple[np.ndarray, np.ndarray]:
-    """Give losses at w* and weights of a probe, both ``[n, *pos]``, on the host."""
-    arrays, static = split((posterior, probe))
-    losses, weights = jax.device_get(_losses(static, on_device(arrays)))
-    return losses, weights
+    """Give losses at w* and weights of a probe, both ``[n, *pos]``, on the host.
+
+    One program serves all probes that are evaluated in batches of the same size.
+    """
+    count, size = (
+        probe.num_examples,
+        min(probe.batch_size or probe.num_examples, probe.num_examples),
+    )
+    arrays, static = split(posterior)
+    arrays, found = on_device(arrays), []
+    given = np.ones(count, np.float32) if probe.weights is None else probe.weights
+    for first in range(0, count, size):
+        # The last batch is filled up with the last example.
+        numbers = np.minimum(np.arange(first, first + size), count - 1)
+        batch = jax.tree.map(lambda leaf, at=numbers: np.asarray(leaf)[at], (probe.examples, given))
+        found.append(_losses(static, arrays, *on_device(batch)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *jax.device_get(found))
 
 
 def check_losses(name: str, losses: np.ndarray, weights: np.ndarray) -> None:

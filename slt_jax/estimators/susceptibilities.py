@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Unpack
 
 import jax
+import numpy as np
 
 from slt_jax._types import ChainKey
 from slt_jax.data import Batches, Probe
@@ -118,7 +119,7 @@ def susceptibilities(
         return sample(posterior, kernel, batches, own_key, **merged)
 
     # The full chain has minibatches of its own: its error is independent of the components'.
-    full_key = jax.random.fold_in(key, stream_of("full chain"))
+    full_key = jax.random.fold_in(key, jax.device_put(np.uint32(stream_of("full chain"))))
     shifts, products = Shifts(batch_length(num_full)), Products(batch_length(num_draws))
     full_run = run("full", full_key, shifts, num_draws=num_full)
     table = Table(full_run, control, drop_diverged, shared.get("store"))

@@ -5,6 +5,7 @@ recomputed part of the loop: one layer is compiled however many there are, one l
 one residual stream per layer are what the backward pass keeps.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -227,9 +228,13 @@ class Decoder(eqx.Module):
         return x.astype(self.compute_dtype)
 
     def layer_weights(self, params: Mapping[str, Array], layer: Array | int) -> dict[str, Array]:
-        """Pick one layer's weights out of the stacks, by a layer index that may be traced."""
+        """Pick one layer's weights out of the stacks, by an index from 0 that may be traced."""
+        # An index that may be negative takes five more operations for every leaf and loop.
+        pick = functools.partial(
+            jax.lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False
+        )
         return {
-            name: jax.lax.dynamic_index_in_dim(params[name], layer, keepdims=False)
+            name: pick(params[name], layer)
             for name, axes in parameter_axes(self.config).items()
             if axes.startswith("l")
         }
@@ -319,7 +324,9 @@ class Decoder(eqx.Module):
             k = self._qk_norm(config.qk_norm, weights, "attn.k_norm", k)
         if sequences.angles is not None:
             table = jnp.asarray(config.rope_of_layer, jnp.int32)[layer]
-            angles = jax.lax.dynamic_index_in_dim(sequences.angles, table, keepdims=False)
+            angles = jax.lax.dynamic_index_in_dim(
+                sequences.angles, table, keepdims=False, allow_negative_indices=False
+            )
             q, k = rotate(q, angles), rotate(k, angles)
         return q, k, v
 
