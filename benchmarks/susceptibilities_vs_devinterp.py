@@ -9,7 +9,7 @@ and draws (the full chain too), and measure the loss on all sampling data and al
 draw; in processes of their own on the same processors, by turns. slt_jax also gives errors; the
 control, which devinterp does not have, is off. It has a device of JAX per chain, as far as there
 are processors, and XLA's older and cheaper compiler of small operations (`COMPILER`). Both sides
-have one heap for all threads (`ARENAS`).
+have one heap for all threads (`ARENAS`); ours returns large buffers (`RETURNED_BYTES`).
 
 Seconds are those of the whole call: for slt_jax of the first one of a process, which compiles, of a
 second one, which does not, and of the first one of another process, which reads the programs that
@@ -46,10 +46,17 @@ PROBLEMS = {
     ),
 }
 # By default XLA compiles every small operation through MLIR, which takes half as long again and
-# half a gigabyte more, and gives programs that are no faster here.
-COMPILER = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
+# half a gigabyte more, and gives programs that are no faster here. Small operations that read the
+# same arrays become one: a sixth fewer to compile and to keep.
+COMPILER = (
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 "
+    "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"
+)
 # Else glibc gives every thread a heap of its own and hardly ever returns what it frees: both sides.
 ARENAS = "1"
+# Buffers above a megabyte go back to the system when they are freed. A program of ours takes them
+# once; devinterp takes and frees one at every operation, and would be slower.
+RETURNED_BYTES = str(2**20)
 PEER = "devinterp"
 CALLS = ("first call", "second call", "first call, programs on disk")
 
@@ -86,17 +93,18 @@ def _timed(command: list[str], arguments: dict[str, Any], side: str, cache: str)
     processes = []
     for calls in (2, 1):
         devices = min(arguments["chains"], arguments["threads"])
-        _run(command, arguments | {"cache": cache, "calls": calls, "devices": devices})
+        own = arguments | {"cache": cache, "calls": calls, "devices": devices}
+        _run(command, own, XLA_FLAGS=COMPILER, MALLOC_MMAP_THRESHOLD_=RETURNED_BYTES)
         processes.append(json.loads(arguments["out"].read_text()))
     first, second = processes
     return first | {"calls": first["calls"] + second["calls"]}
 
 
-def _run(command: list[str], arguments: dict[str, Any]) -> None:
+def _run(command: list[str], arguments: dict[str, Any], **environment: str) -> None:
     subprocess.run(
         [*command, *(f"--{name}={value}" for name, value in arguments.items())],
         check=True,
-        env=os.environ | {"XLA_FLAGS": COMPILER, "MALLOC_ARENA_MAX": ARENAS},
+        env=os.environ | {"MALLOC_ARENA_MAX": ARENAS} | environment,
     )
 
 
@@ -183,7 +191,8 @@ def run_as(document: dict[str, Any]) -> str:
     """Say how to get such a file, and on what this one was made."""
     return (
         f"`python benchmarks/{Path(__file__).name} --peer-python PATH` on {document['machine']}, "
-        f'{document["threads"]} threads; XLA_FLAGS="{COMPILER}" MALLOC_ARENA_MAX={ARENAS}'
+        f"{document['threads']} threads; MALLOC_ARENA_MAX={ARENAS}, for slt_jax also "
+        f'XLA_FLAGS="{COMPILER}" MALLOC_MMAP_THRESHOLD_={RETURNED_BYTES}'
     )
 
 
@@ -215,7 +224,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} processors"
     shared = {"machine": machine, "threads": options.threads, "settings": SETTINGS}
-    shared |= {"compiler": COMPILER, "arenas": ARENAS}
+    shared |= {"compiler": COMPILER, "arenas": ARENAS, "returned_bytes": RETURNED_BYTES}
     results = earlier(options.out, shared)
     for problem in options.problems:
         with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from slt_jax._tree import Static, all_finite, inner, is_array, join
 from slt_jax._types import ChainKey, Displacement, Flag, Scalar
@@ -124,7 +124,7 @@ def _rows(key: ChainKey, selections: Array, starts: Any, num_chains: int) -> Row
     component = jnp.repeat(jnp.arange(num_components), num_chains)
     chain = jnp.tile(jnp.arange(num_chains, dtype=jnp.int32), num_components)
 
-    def fold(keys: ChainKey, numbers: Array) -> tuple[ChainKey, None]:
+    def fold(keys: Key[Array, " row"], numbers: Array) -> tuple[Any, None]:
         return jax.vmap(jax.random.fold_in)(keys, numbers), None
 
     # A loop, for the compiler unrolls every application of the generator.

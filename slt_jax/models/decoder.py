@@ -5,7 +5,6 @@ recomputed part of the loop: one layer is compiled however many there are, one l
 one residual stream per layer are what the backward pass keeps.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from slt_jax.models.attention import AbstractAttention, BlockwiseAttention
 from slt_jax.models.config import DecoderConfig, floating_dtype
 from slt_jax.models.cross_entropy import token_losses
 from slt_jax.models.head_path import HeadStreams
-from slt_jax.models.layout import parameter_axes
+from slt_jax.models.layout import entry, parameter_axes
 from slt_jax.models.norm import Norm
 from slt_jax.models.rope import rotate, rotation_angles
 from slt_jax.models.tokens import (
@@ -229,12 +228,8 @@ class Decoder(eqx.Module):
 
     def layer_weights(self, params: Mapping[str, Array], layer: Array | int) -> dict[str, Array]:
         """Pick one layer's weights out of the stacks, by an index from 0 that may be traced."""
-        # An index that may be negative takes five more operations for every leaf and loop.
-        pick = functools.partial(
-            jax.lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False
-        )
         return {
-            name: pick(params[name], layer)
+            name: entry(params[name], layer)
             for name, axes in parameter_axes(self.config).items()
             if axes.startswith("l")
         }
@@ -324,9 +319,7 @@ class Decoder(eqx.Module):
             k = self._qk_norm(config.qk_norm, weights, "attn.k_norm", k)
         if sequences.angles is not None:
             table = jnp.asarray(config.rope_of_layer, jnp.int32)[layer]
-            angles = jax.lax.dynamic_index_in_dim(
-                sequences.angles, table, keepdims=False, allow_negative_indices=False
-            )
+            angles = entry(sequences.angles, table)
             q, k = rotate(q, angles), rotate(k, angles)
         return q, k, v
 

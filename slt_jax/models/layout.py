@@ -10,6 +10,7 @@ so that sharding, components, loading and saving all follow from one table.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from slt_jax.models.config import DecoderConfig
 
@@ -92,3 +93,9 @@ def parameter_shapes(
         name: jax.ShapeDtypeStruct(tuple(sizes[letter] for letter in letters), jnp.dtype(dtype))
         for name, letters in parameter_axes(config).items()
     }
+
+
+def entry(stack: Array, number: Array | int) -> Array:
+    """Pick one entry of a stack by its number from 0, which may be traced."""
+    # A number that may be negative takes five more operations for every leaf and loop.
+    return jax.lax.dynamic_index_in_dim(stack, number, keepdims=False, allow_negative_indices=False)
