@@ -82,7 +82,12 @@ def measure(options: argparse.Namespace, problem: str, folder: Path) -> dict[str
                 results[side].append(_timed(command, shared | {"seed": turn}, side, cache))
             print(f"{problem}: turn {turn + 1}, {side} done", flush=True)
     values = {rows: compare(folder, rows) for rows in options.rows}
-    return {"sides": results, "values": values}
+    return {
+        "problem": json_of(PROBLEMS[problem]),
+        "conditions": conditions(options.threads),
+        "sides": results,
+        "values": values,
+    }
 
 
 def _timed(command: list[str], arguments: dict[str, Any], side: str, cache: str) -> dict[str, Any]:
@@ -178,7 +183,9 @@ def told(results: dict[str, Any]) -> str:
             lines.append(f"- {problem}, slt_jax ({rows}) against devinterp: {shown}")
         loads = [run["load_average"][1][0] for run in result["sides"][PEER]]
         asked = f'--problems "{problem}" --rows {" ".join(result["values"])} --turns {len(loads)}'
-        lines.append(f"- {problem}: measured by `{asked}`")
+        lines.append(
+            f"- {problem}: measured by `{asked}` on {conditions_text(result['conditions'])}"
+        )
         lines.append(f"- {problem}: load average {min(loads):.1f} to {max(loads):.1f} at the end")
         used: dict[str, str] = {}
         for runs in result["sides"].values():
@@ -187,22 +194,36 @@ def told(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def run_as(document: dict[str, Any]) -> str:
-    """Say how to get such a file, and on what this one was made."""
-    return (
-        f"`python benchmarks/{Path(__file__).name} --peer-python PATH` on {document['machine']}, "
-        f"{document['threads']} threads; MALLOC_ARENA_MAX={ARENAS}, for slt_jax also "
-        f'XLA_FLAGS="{COMPILER}" MALLOC_MMAP_THRESHOLD_={RETURNED_BYTES}'
+def conditions(threads: int) -> dict[str, Any]:
+    """Say on what a problem is measured, and under which settings."""
+    return {
+        "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of "
+        f"{os.cpu_count()} processors",
+        "threads": threads,
+        "settings": SETTINGS,
+        "environment": {"MALLOC_ARENA_MAX": ARENAS},
+        "own environment": {"XLA_FLAGS": COMPILER, "MALLOC_MMAP_THRESHOLD_": RETURNED_BYTES},
+    }
+
+
+def conditions_text(found: dict[str, Any]) -> str:
+    """Write the conditions of a problem as one line."""
+    shared, own = (
+        " ".join(f'{name}="{value}"' for name, value in found[kind].items())
+        for kind in ("environment", "own environment")
     )
+    return f"{found['machine']}, {found['threads']} threads; {shared}, for slt_jax also {own}"
 
 
-def earlier(out: Path, shared: dict[str, Any]) -> dict[str, Any]:
-    """Give the results of problems that an earlier run left in the file, with these settings."""
-    found = json.loads(out.read_text()) if out.exists() else {}
-    if any(found.get(name) != value for name, value in shared.items()):
-        return {}
-    same = (name for name, kept in found["problems"].items() if kept == json_of(PROBLEMS[name]))
-    return {name: found["raw"][name] for name in same}
+def earlier(out: Path) -> dict[str, Any]:
+    """Give the results of problems that an earlier run left in the file, as they are now posed."""
+    found = json.loads(out.read_text())["raw"] if out.exists() else {}
+    posed = {name: (json_of(problem), SETTINGS) for name, problem in PROBLEMS.items()}
+    return {
+        name: result
+        for name, result in found.items()
+        if posed.get(name) == (result["problem"], result["conditions"]["settings"])
+    }
 
 
 def json_of(value: Any) -> Any:
@@ -222,18 +243,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=out)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} processors"
-    shared = {"machine": machine, "threads": options.threads, "settings": SETTINGS}
-    shared |= {"compiler": COMPILER, "arenas": ARENAS, "returned_bytes": RETURNED_BYTES}
-    results = earlier(options.out, shared)
+    results = earlier(options.out)
     for problem in options.problems:
         with tempfile.TemporaryDirectory() as folder:
             results[problem] = measure(options, problem, Path(folder))
+    results = {problem: results[problem] for problem in PROBLEMS if problem in results}
     summary = {problem: summarize(result) for problem, result in results.items()}
-    problems = {problem: PROBLEMS[problem] for problem in results}
-    document = {**shared, "problems": problems, "summary": summary, "raw": results}
+    document = {"summary": summary, "raw": results}
     options.out.write_text(json.dumps(document, indent=1) + "\n")
-    text = f"{table(summary)}\n\n{told(results)}\n\n{run_as(document)}\n"
+    command = f"`python benchmarks/{Path(__file__).name} --peer-python PATH`"
+    text = f"{table(summary)}\n\n{told(results)}\n\n{command}\n"
     options.out.with_suffix(".md").write_text(text)
     print(text)
 
