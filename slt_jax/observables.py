@@ -51,10 +51,6 @@ class AbstractObservable(eqx.Module):
     ) -> PyTree:
         """Give the value at w* + δ."""
 
-    def at_center(self, target: LocalPosterior, fresh: Minibatch | None) -> PyTree:
-        """Give the value at w*, of the shapes that ``measure`` gives."""
-        return self.measure(target, target.restriction.zeros(), fresh)
-
     def relative(self, value: PyTree, center: PyTree) -> PyTree:
         """Give what the statistic takes, from the value at a draw and the value at w*."""
         return jax.tree.map(lambda a, b: a - b, value, center)
@@ -121,15 +117,13 @@ class LossValues(AbstractObservable):
         check_every(self.every)
 
     def measure(self, target, displacement, fresh):
-        def losses(inputs: Any, *prefix: Any) -> Any:
-            return target.losses_at(displacement, inputs, *prefix)
+        def losses(part: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+            inputs, weights, *prefix = part
+            found = target.losses_at(displacement, inputs, *prefix)
+            values, total = values_and_weights(found, Minibatch(inputs, weights))
+            return values, jnp.ones_like(values) if total is None else total
 
-        return over_probe(_with_weights(losses), self.probe, with_weights=True, prefix=self.prefix)
-
-    def at_center(self, target, fresh):
-        # By the loss function itself, for what it is composed of elsewhere is several programs.
-        losses = _with_weights(lambda inputs: target.loss_fn(target.params, inputs))
-        return over_probe(losses, self.probe, with_weights=True)
+        return over_probe(losses, self.probe, with_weights=True, prefix=self.prefix)
 
     def prepare(self, target, in_full):
         prefix = over_probe(lambda examples: target.prefix(examples, in_full), self.probe)
@@ -202,17 +196,6 @@ class Positions(AbstractObservable):
 
     def measure(self, target, displacement, fresh):
         return displacement
-
-
-def _with_weights(losses: Callable[..., Any]) -> Callable[[tuple[Any, ...]], tuple[Any, Any]]:
-    """Give a function of examples, their weights and more that gives losses with weights."""
-
-    def both(part: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
-        inputs, weights, *others = part
-        values, total = values_and_weights(losses(inputs, *others), Minibatch(inputs, weights))
-        return values, jnp.ones_like(values) if total is None else total
-
-    return both
 
 
 def check_every(every: int) -> None:

@@ -177,7 +177,7 @@ def _center(observable: AbstractObservable, posterior: LocalPosterior, batch: Mi
         )
         # The mean weight is one number for all minibatches, as in ``over_minibatches``.
         fresh = Minibatch(examples, weights, batch.mean_weight, center)
-    return observable.at_center(posterior, fresh)
+    return observable.measure(posterior, posterior.restriction.zeros(), fresh)
 
 
 def _feel(

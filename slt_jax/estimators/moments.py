@@ -7,7 +7,6 @@ of one minibatch's loss would add the variance of minibatches.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float
 
 from slt_jax._types import Scalar
 from slt_jax.estimators.probes import flatten, structure_of
-from slt_jax.minibatch import Minibatch, over_minibatches
+from slt_jax.minibatch import over_minibatches
 from slt_jax.observables import AbstractObservable, LossValues, MeanLoss, check_every
 from slt_jax.statistics import AbstractStatistic, Estimate
 
@@ -83,32 +82,16 @@ class ProbeGaps(AbstractObservable):
         )
 
     def measure(self, target, displacement, fresh):
-        def gap(batch: Minibatch) -> Scalar:
-            return target.gap(displacement, batch)
-
-        return self._both(lambda part: part.measure(target, displacement, None), gap, fresh)
-
-    def at_center(self, target, fresh):
-        def gap(_: Minibatch) -> Scalar:
-            return jnp.zeros((), jnp.float32)
-
-        return self._both(lambda part: part.at_center(target, None), gap, fresh)
-
-    def _both(
-        self,
-        look: Callable[[LossValues], tuple[Array, Array]],
-        gap: Callable[[Minibatch], Scalar],
-        fresh: Minibatch | None,
-    ) -> tuple[Any, Any]:
-        """Look at the probes, and at the evaluation set or at fresh minibatches."""
         together = self.together or _together(self.losses, self.evaluation)
         if together is not None:
-            found, count = look(together), self.losses.probe.num_examples
-            return tuple(leaf[:count] for leaf in found), tuple(leaf[count:] for leaf in found)
+            count = self.losses.probe.num_examples
+            found = together.measure(target, displacement, None)
+            return tuple(zip(*(jnp.split(leaf, [count]) for leaf in found), strict=True))
+        losses = self.losses.measure(target, displacement, None)
         if self.evaluation is not None:
-            return look(self.losses), look(self.evaluation)
+            return losses, self.evaluation.measure(target, displacement, None)
         assert fresh is not None
-        return look(self.losses), over_minibatches(gap, fresh)
+        return losses, over_minibatches(lambda batch: target.gap(displacement, batch), fresh)
 
     def relative(self, value, center):
         (_, weights), sampled = value
