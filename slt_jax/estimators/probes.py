@@ -174,10 +174,8 @@ def losses_at_center(posterior: LocalPosterior, probe: Probe) -> tuple[np.ndarra
 
     One program serves all probes that are evaluated in batches of the same size.
     """
-    count, size = (
-        probe.num_examples,
-        min(probe.batch_size or probe.num_examples, probe.num_examples),
-    )
+    count = probe.num_examples
+    size = min(probe.batch_size or count, count)
     arrays, static = split(posterior)
     arrays, found = on_device(arrays), []
     given = np.ones(count, np.float32) if probe.weights is None else probe.weights
