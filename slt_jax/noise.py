@@ -6,7 +6,8 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jax.extend.random import threefry2x32_p
+from jaxtyping import Array, Float, Key, UInt32
 
 from slt_jax._apart import apart
 from slt_jax._types import ChainKey, Counter, Displacement
@@ -93,6 +94,8 @@ def _normal(keys: Key[Array, " stream"], count: int) -> Float[Array, "stream wei
 
     def in_blocks(words: Array) -> Array:
         num_rows = words.shape[0]
+        if num_rows == 1 and _BLOCK < count < 2**31 and _counts():
+            return _counted(words[0], count)[None]
         num_blocks = min(num_rows, math.ceil(num_rows * count / _BLOCK))
         size = math.ceil(num_rows / num_blocks)
         padding = num_blocks * size - num_rows
@@ -108,3 +111,33 @@ def _normal(keys: Key[Array, " stream"], count: int) -> Float[Array, "stream wei
         return drawn.reshape(-1, count)[:num_rows]
 
     return jax.lax.platform_dependent(jax.random.key_data(keys), cpu=in_blocks, default=draw)
+
+
+def _counts() -> bool:
+    """Whether a number depends on the key and its place alone: JAX can be told otherwise."""
+    return jax.threefry_partitionable.value
+
+
+def _counted(words: UInt32[Array, "2"], count: int) -> Float[Array, " weight"]:
+    """Draw ``jax.random.normal(key, (count,))`` for a large count, a block at a time.
+
+    The generator turns the number of a weight into its bits, whatever stands beside it.
+    """
+    num_blocks = math.ceil(count / _BLOCK)
+    once = jax.lax.optimization_barrier(jnp.int32(1))
+
+    def draw(first: Counter, _: Array) -> Array:
+        numbers = first.astype(jnp.uint32) + jnp.arange(_BLOCK, dtype=jnp.uint32)
+        high, low = threefry2x32_p.bind(*words, jnp.zeros_like(numbers), numbers)
+        # The steps of ``jax.random.normal``: 23 bits make a number in [1, 2), then one in (-1, 1).
+        bits = (high ^ low) >> jnp.uint32(9) | jnp.uint32(0x3F800000)
+        above = jax.lax.bitcast_convert_type(bits, jnp.float32) - 1.0
+        lowest = np.nextafter(np.float32(-1), np.float32(0))
+        uniform = jnp.maximum(lowest, above * (np.float32(1) - lowest) + lowest)
+        return np.float32(np.sqrt(2)) * jax.lax.erf_inv(uniform)
+
+    def fill(number: Counter, drawn: Array) -> Array:
+        return drawn.at[number].set(apart(draw, once, number * _BLOCK, drawn[number]))
+
+    drawn = jax.lax.fori_loop(0, num_blocks, fill, jnp.zeros((num_blocks, _BLOCK), jnp.float32))
+    return drawn.reshape(-1)[:count]

@@ -46,12 +46,27 @@ def test_a_large_leaf_has_a_generator_of_its_own(monkeypatch, block):
     np.testing.assert_allclose(small, in_rows("matrix", (40, 30)), rtol=1e-5, atol=1e-6)
 
 
+def test_a_large_leaf_follows_the_generator_that_jax_is_told_to_use(monkeypatch):
+    """Where a number depends on how many there are, they are not made in blocks."""
+    monkeypatch.setattr(noise, "_LARGE", 2000)
+    monkeypatch.setattr(noise, "_BLOCK", 100)
+    stream = jax.random.fold_in(KEY, stream_of("stack"))
+    with jax.threefry_partitionable(False):
+        large = drawn(SHAPES)[2]
+        whole = jax.random.normal(stream, (3 * 16 * 48,)).reshape(3, 16, 48)
+    np.testing.assert_allclose(large, whole, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(large, drawn(SHAPES)[2], atol=1e-2)
+
+
 def test_a_leaf_does_not_notice_the_others():
     alone = drawn({"matrix": SHAPES["matrix"]})
     np.testing.assert_array_equal(alone[0], drawn(SHAPES)[1])
 
 
-def test_chains_side_by_side_draw_what_each_draws_alone():
+@pytest.mark.parametrize("largest", [2000, 2**18])
+def test_chains_side_by_side_draw_what_each_draws_alone(monkeypatch, largest):
+    monkeypatch.setattr(noise, "_LARGE", largest)
+    monkeypatch.setattr(noise, "_BLOCK", 500)
     keys = jax.random.split(KEY, 3)
     together = jax.vmap(lambda key: noise_like(key, zeros(SHAPES), tuple(SHAPES)))(keys)
     for number, key in enumerate(keys):
