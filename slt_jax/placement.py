@@ -31,7 +31,11 @@ class Layout:
 
     A CPU is one device unless JAX is told otherwise before its first use. Two devices keep two
     cores busy where the operations of one chain are too small for that:
-    ``jax.config.update("jax_num_cpu_devices", 2)``.
+    ``jax.config.update("jax_num_cpu_devices", 2)``. XLA has as many threads as there are cores or
+    devices, whichever are more. While all of them are busy with chains, what they offer each other
+    to do of wide layers stays in memory until a chunk ends: 6 to 8 MiB per step at 3 million
+    weights. One thread more clears it away and takes a little of their time: set the environment
+    variable ``NPROC=3`` for two devices, or give ``Execution`` a smaller ``steps_per_chunk``.
 
     Args:
         chain: the number of devices. ``num_chains`` must be a multiple of it.
@@ -78,9 +82,14 @@ class Layout:
                 )
 
     @property
+    def is_processor(self) -> bool:
+        """Whether the devices are a CPU, whole or in parts."""
+        return jax.local_devices()[0].platform == "cpu"
+
+    @property
     def splits_processor(self) -> bool:
         """Whether the devices are parts of a CPU."""
-        return self.chain > 1 and jax.local_devices()[0].platform == "cpu"
+        return self.chain > 1 and self.is_processor
 
     @functools.cached_property
     def mesh(self) -> Mesh:
@@ -103,16 +112,47 @@ def place(layout: Layout | None, tree: Any, where: Any = EVERYWHERE) -> Any:
 
     def put(spec: PartitionSpec, branch: Any) -> Any:
         sharding = NamedSharding(layout.mesh, spec)
-        if spec == EVERYWHERE:
+        if spec == EVERYWHERE and not layout.is_processor:
             return jax.device_put(branch, sharding)
-        # Of an array on one device JAX cuts the shares by a compiled program for every shape.
-        return jax.tree.map(lambda leaf: _put_shares(leaf, sharding), branch)
+        # Of an array on one device JAX cuts the shares by a compiled program for every shape, and
+        # copies it for every other device, where parts of a CPU can all look at the same memory.
+        return jax.tree.map(lambda leaf: _put_by_host(leaf, sharding), branch)
 
     return jax.tree.map(put, where, tree, is_leaf=lambda spec: isinstance(spec, PartitionSpec))
 
 
-def _put_shares(leaf: Any, sharding: NamedSharding) -> Any:
-    """Send every device its share by way of the host."""
+def hand_over(layout: Layout | None, tree: Any, where: Any) -> Any:
+    """Put arrays where a layout wants them; those of which it makes shares are gone afterwards.
+
+    A program may overwrite what it is given, and nobody holds a second copy.
+
+    Args:
+        layout: the layout, or None.
+        tree: pytree of arrays that nobody else needs.
+        where: as for ``place``.
+    """
+    if layout is None:
+        return tree
+
+    def give(leaf: Any, sharding: NamedSharding) -> Any:
+        shares = _put_by_host(leaf, sharding)
+        if layout.is_processor:
+            # They are views of the whole as yet, and a view cannot be overwritten.
+            shares = jax.device_put(shares, sharding, may_alias=False)
+        leaf.delete()
+        return shares
+
+    def put(spec: PartitionSpec, branch: Any) -> Any:
+        if spec == EVERYWHERE:
+            return place(layout, branch)
+        sharding = NamedSharding(layout.mesh, spec)
+        return jax.tree.map(lambda leaf: give(leaf, sharding), branch)
+
+    return jax.tree.map(put, where, tree, is_leaf=lambda spec: isinstance(spec, PartitionSpec))
+
+
+def _put_by_host(leaf: Any, sharding: NamedSharding) -> Any:
+    """Send every device what it needs by way of the host."""
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.device_put(jax.device_get(leaf), sharding)
     words = jax.device_put(jax.device_get(jax.random.key_data(leaf)), sharding)

@@ -26,7 +26,7 @@ from slt_jax.inputs import Feed, Source, Window
 from slt_jax.kernels.base import AbstractKernel
 from slt_jax.observables import AbstractObservable
 from slt_jax.persistence import AbstractStore
-from slt_jax.placement import place
+from slt_jax.placement import hand_over, place
 from slt_jax.posterior import LocalPosterior
 from slt_jax.preparation import prepare
 from slt_jax.progress import ProgressBar
@@ -36,8 +36,9 @@ from slt_jax.statistics import host_rows
 from slt_jax.validation import check_arguments, check_execution, check_settings
 
 _LONGEST_CHUNK = 256
-# While programs run side by side on a CPU, XLA keeps of every step of a transformer up to a
-# megabyte until the program ends.
+# Programs that run side by side on a CPU queue parts of their products for threads to help with.
+# Where every thread runs such a program, nobody takes them, and they are kept until it ends:
+# megabytes per step of a transformer.
 _LONGEST_SIDE_BY_SIDE = 16
 _CHUNK_BYTES = 2**28
 
@@ -198,7 +199,7 @@ def _continue(
     arrays, static = split(problem)
     layout, ledger = run.execution.layout, Ledger(run)
     arrays = place(layout, on_device(arrays), where_arrays(static))
-    carry = place(layout, run.carry, WHERE_CARRY)
+    carry = hand_over(layout, run.carry, WHERE_CARRY)
     supply, profiled = _supply(run, feed, length, shape), _profiled_step(run, length)
     upcoming = next(supply, None)
     with ProgressBar(run, enabled=show) as bar:

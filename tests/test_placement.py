@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import slt_jax as slt
 from slt_jax import sampling
-from slt_jax.placement import BY_ROW, BY_SECOND_AXIS, EVERYWHERE, place
+from slt_jax.placement import BY_ROW, BY_SECOND_AXIS, EVERYWHERE, hand_over, place
 from tests.helpers import (
     BATCHES,
     DATA,
@@ -197,6 +197,47 @@ def test_arrays_go_where_they_are_told():
     }
     assert shapes == {"rows": {(4,)}, "later": {(3, 2)}, "all": {(3,)}}
     assert place(None, tree, where) is tree
+
+
+def pointers(leaf):
+    return [shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards]
+
+
+on_a_processor = pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="only parts of a CPU share their memory"
+)
+
+
+@on_a_processor
+def test_parts_of_a_processor_look_at_one_copy_of_the_weights():
+    weights = jax.device_put(np.arange(4096.0, dtype=np.float32))
+    placed = place(slt.Layout(chain=2), {"weights": weights}, EVERYWHERE)["weights"]
+    assert set(pointers(placed)) == {weights.unsafe_buffer_pointer()}
+
+
+@on_a_processor
+@pytest.mark.parametrize("chain", [1, 2])
+def test_what_is_handed_over_is_overwritten_and_nowhere_else(chain):
+    layout, where = slt.Layout(chain=chain), {"state": BY_ROW, "step": EVERYWHERE}
+    values = np.arange(8192.0, dtype=np.float32).reshape(4, -1)
+    state, keys = jax.device_put(values), jax.random.split(jax.random.key(0), 4)
+    words = jax.device_get(jax.random.key_data(keys))
+    given = {"state": (state, keys), "step": jax.device_put(np.int32(3))}
+    held = hand_over(layout, given, where)
+    assert state.is_deleted()
+    assert keys.is_deleted()
+    np.testing.assert_array_equal(jax.random.key_data(held["state"][1]), words)
+    assert held["step"] == 3
+    (share, _), before = held["state"], pointers(held["state"][0])
+    after = jax.jit(lambda leaf: leaf + 1, donate_argnums=0)(share)
+    assert pointers(after) == before
+    np.testing.assert_array_equal(after, values + 1)
+
+
+def test_without_a_layout_nothing_is_handed_over():
+    given = {"state": jax.device_put(np.zeros(3))}
+    assert hand_over(None, given, BY_ROW) is given
+    assert not given["state"].is_deleted()
 
 
 def test_more_devices_than_there_are():
