@@ -9,7 +9,8 @@ and draws (the full chain too), and measure the loss on all sampling data and al
 draw; in processes of their own on the same processors, by turns. slt_jax also gives errors; the
 control, which devinterp does not have, is off. It has a device of JAX per chain, as far as there
 are processors, and XLA's older and cheaper compiler of small operations (`COMPILER`). Both sides
-have one heap for all threads (`ARENAS`); ours returns large buffers (`RETURNED_BYTES`).
+have one heap for all threads (`ARENAS`); what else ours is told is in `own_environment`, and in the
+result file.
 
 Seconds are those of the whole call: for slt_jax of the first one of a process, which compiles, of a
 second one, which does not, and of the first one of another process, which reads the programs that
@@ -35,28 +36,48 @@ import slt_jax as slt
 
 HERE = Path(__file__).parent
 SETTINGS = {"step-size": 1.8e-4, "n-beta": 30.0, "localization": 1e4, "batch-size": 8, "chains": 2}
+WIDE = "4 layers, d = 256"
 PROBLEMS = {
     "2 layers, d = 64": (
         {"layers": 2, "width": 64, "heads": 4, "training-steps": 150, "learning-rate": 3e-3},
         {"burnin": 20, "draws": 120},
     ),
-    "4 layers, d = 256": (
+    WIDE: (
         {"layers": 4, "width": 256, "heads": 4, "training-steps": 60, "learning-rate": 1e-3},
         {"burnin": 5, "draws": 30},
     ),
 }
 # By default XLA compiles every small operation through MLIR, which takes half as long again and
 # half a gigabyte more, and gives programs that are no faster here. Small operations that read the
-# same arrays become one: a sixth fewer to compile and to keep.
+# same arrays become one: a sixth fewer to compile and to keep. A program is compiled in one piece:
+# in several, each has a copy of what they share.
 COMPILER = (
     "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1 "
-    "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true"
+    "--xla_backend_extra_options=xla_cpu_use_multi_output_fusion=true "
+    "--xla_cpu_parallel_codegen_split_count=1"
 )
 # Else glibc gives every thread a heap of its own and hardly ever returns what it frees: both sides.
-ARENAS = "1"
-# Buffers above a megabyte go back to the system when they are freed. A program of ours takes them
-# once; devinterp takes and frees one at every operation, and would be slower.
-RETURNED_BYTES = str(2**20)
+ARENAS = {"MALLOC_ARENA_MAX": "1"}
+# Ours alone. Buffers above a megabyte go back to the system when they are freed: a program of ours
+# takes them once, devinterp takes and frees one at every operation. JAX keeps no stack of Python
+# calls for every operation.
+OWN = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**22),
+    "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
+}
+
+
+def own_environment(problem: str, threads: int) -> dict[str, str]:
+    """Give what slt_jax is told by the environment, and devinterp is not."""
+    if problem != WIDE:
+        return OWN | {"XLA_FLAGS": COMPILER}
+    # Wide layers: operations in the order that holds least, and a thread more than there are
+    # programs side by side, for what they queue for each other (see `slt.Layout`).
+    scheduler = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+    return OWN | {"XLA_FLAGS": f"{COMPILER} {scheduler}", "NPROC": str(threads + 1)}
+
+
 PEER = "devinterp"
 CALLS = ("first call", "second call", "first call, programs on disk")
 
@@ -76,21 +97,28 @@ def measure(options: argparse.Namespace, problem: str, folder: Path) -> dict[str
         for rows in options.rows
     } | {PEER: [*peer, "measure"]}
     results: dict[str, Any] = {side: [] for side in sides}
+    own = own_environment(problem, options.threads)
     for turn in range(options.turns):
         for side, command in sides.items():
             with tempfile.TemporaryDirectory() as cache:
-                results[side].append(_timed(command, shared | {"seed": turn}, side, cache))
+                results[side].append(_timed(command, shared | {"seed": turn}, side, cache, own))
             print(f"{problem}: turn {turn + 1}, {side} done", flush=True)
     values = {rows: compare(folder, rows) for rows in options.rows}
     return {
         "problem": json_of(PROBLEMS[problem]),
-        "conditions": conditions(options.threads),
+        "conditions": conditions(options.threads, own),
         "sides": results,
         "values": values,
     }
 
 
-def _timed(command: list[str], arguments: dict[str, Any], side: str, cache: str) -> dict[str, Any]:
+def _timed(
+    command: list[str],
+    arguments: dict[str, Any],
+    side: str,
+    cache: str,
+    environment: dict[str, str],
+) -> dict[str, Any]:
     """Run one side; slt_jax again in another process, which finds its programs on disk."""
     if side == PEER:
         _run(command, arguments)
@@ -99,7 +127,7 @@ def _timed(command: list[str], arguments: dict[str, Any], side: str, cache: str)
     for calls in (2, 1):
         devices = min(arguments["chains"], arguments["threads"])
         own = arguments | {"cache": cache, "calls": calls, "devices": devices}
-        _run(command, own, XLA_FLAGS=COMPILER, MALLOC_MMAP_THRESHOLD_=RETURNED_BYTES)
+        _run(command, own, **environment)
         processes.append(json.loads(arguments["out"].read_text()))
     first, second = processes
     return first | {"calls": first["calls"] + second["calls"]}
@@ -109,7 +137,7 @@ def _run(command: list[str], arguments: dict[str, Any], **environment: str) -> N
     subprocess.run(
         [*command, *(f"--{name}={value}" for name, value in arguments.items())],
         check=True,
-        env=os.environ | {"MALLOC_ARENA_MAX": ARENAS} | environment,
+        env=os.environ | ARENAS | environment,
     )
 
 
@@ -194,15 +222,15 @@ def told(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def conditions(threads: int) -> dict[str, Any]:
+def conditions(threads: int, own: dict[str, str]) -> dict[str, Any]:
     """Say on what a problem is measured, and under which settings."""
     return {
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} of "
         f"{os.cpu_count()} processors",
         "threads": threads,
         "settings": SETTINGS,
-        "environment": {"MALLOC_ARENA_MAX": ARENAS},
-        "own environment": {"XLA_FLAGS": COMPILER, "MALLOC_MMAP_THRESHOLD_": RETURNED_BYTES},
+        "environment": ARENAS,
+        "own environment": own,
     }
 
 
