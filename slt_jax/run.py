@@ -45,7 +45,7 @@ class Execution:
         rows_at_once: with ``rows="map"``, how many are computed together; None for one.
         steps_per_chunk: steps between two visits of the host, where progress is shown, traces are
             collected and hooks run; None for 256, or for fewer where batches or statistics of so
-            many would take over 256 MB, or where devices are parts of a CPU (32).
+            many would take over 256 MB, or where devices are parts of a CPU (16).
         device_data_bytes: data sets up to this size are placed on the device and gathered there;
             larger ones are gathered on the host, chunk by chunk, one ahead. The same batches.
         probe_cache_bytes: activations of probes that no draw changes, those below the layer that
