@@ -66,6 +66,8 @@ OWN = {
     "MALLOC_TRIM_THRESHOLD_": str(2**22),
     "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
 }
+PEER = "devinterp"
+CALLS = ("first call", "second call", "first call, programs on disk")
 
 
 def own_environment(problem: str, threads: int) -> dict[str, str]:
@@ -76,10 +78,6 @@ def own_environment(problem: str, threads: int) -> dict[str, str]:
     # programs side by side, for what they queue for each other (see `slt.Layout`).
     scheduler = "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
     return OWN | {"XLA_FLAGS": f"{COMPILER} {scheduler}", "NPROC": str(threads + 1)}
-
-
-PEER = "devinterp"
-CALLS = ("first call", "second call", "first call, programs on disk")
 
 
 def measure(options: argparse.Namespace, problem: str, folder: Path) -> dict[str, Any]:

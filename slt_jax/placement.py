@@ -34,8 +34,9 @@ class Layout:
     ``jax.config.update("jax_num_cpu_devices", 2)``. XLA has as many threads as there are cores or
     devices, whichever are more. While all of them are busy with chains, what they offer each other
     to do of wide layers stays in memory until a chunk ends: 6 to 8 MiB per step at 3 million
-    weights. One thread more clears it away and takes a little of their time: set the environment
-    variable ``NPROC=3`` for two devices, or give ``Execution`` a smaller ``steps_per_chunk``.
+    weights. One thread more clears it away, and runs take a tenth to a third longer: set the
+    environment variable ``NPROC=3`` for two devices. Or give ``Execution`` a smaller
+    ``steps_per_chunk``; what does not change at w* is then computed anew as often.
 
     Args:
         chain: the number of devices. ``num_chains`` must be a multiple of it.
